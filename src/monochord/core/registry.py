@@ -1,0 +1,274 @@
+"""Methods by name: what there is, and how `"lora(rank=4) | prompt(length=8)"` becomes a tuner.
+
+A method is a public class with a fitting base in one file of a family package, named after its file
+(`last_layer.py` is `last-layer`), or after its class when a file has several. Other packages add
+theirs by the entry-point group `monochord.methods`. Files are read, not imported, so listing names
+loads no torch; a method is imported when it is built.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from functools import lru_cache
+from importlib.metadata import entry_points
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+GROUP = "monochord.methods"
+FAMILIES = {"adapt": ("monochord.adapt", "Tuner")}  # family: package, base class of its methods
+
+
+class MethodError(ValueError):
+    """No such method, or arguments it does not take."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method that can be built by name; nothing is imported until `load`."""
+
+    name: str  # "last-layer"
+    family: str  # "adapt", or the distribution it comes from
+    target: str  # "monochord.adapt.last_layer:LastLayer"
+    summary: str = ""  # first line of its docstring
+
+    @property
+    def full_name(self) -> str:
+        return f"{self.family}.{self.name}"
+
+    def load(self) -> Any:
+        """Import the class behind the name."""
+        module, _, attribute = self.target.partition(":")
+        found = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        return found
+
+
+def methods(pattern: str = "*") -> list[str]:
+    """Names that match a pattern such as `"*lora*"` or `"adapt.*"`, in alphabetical order."""
+    return [method.name for method in catalog(pattern)]
+
+
+def catalog(pattern: str = "*") -> list[Method]:
+    """The methods whose short or full name matches a pattern with `*` and `?`."""
+    return [m for m in _all() if fnmatchcase(m.name, pattern) or fnmatchcase(m.full_name, pattern)]
+
+
+def find(name: str) -> Method:
+    """The method with this name, full name or class name. Raises `MethodError` with the nearest one."""
+    wanted = name.strip().lower().replace("_", "-")
+    for method in _all():
+        if wanted in (method.name, method.full_name):
+            return method
+    for method in _all():
+        class_name = method.target.rpartition(":")[2]
+        if wanted in (class_name.lower(), _kebab(class_name)):
+            return method
+    names = methods()
+    near = get_close_matches(wanted, names, n=1, cutoff=0.4)
+    hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names) or 'none installed'}"
+    raise MethodError(f"unknown method {name.strip()!r}: {hint}")
+
+
+def build(spec: Any) -> Any:
+    """A tuner from `"lora"`, `"lora(rank=4, sites='blocks.0.**')"` or several joined by `|`.
+
+    Arguments are keywords with literal values; nothing is evaluated. A tuner is returned as it is.
+    Raises `MethodError` that names everything wrong with an argument list.
+    """
+    if not isinstance(spec, str):
+        if isinstance(spec, type) or not callable(getattr(spec, "plan", None)):
+            kind = (
+                f"the class {spec.__name__}" if isinstance(spec, type) else f"{type(spec).__name__} {spec!r}"
+            )
+            raise MethodError(f"a method is a name such as 'lora(rank=4)' or a tuner object, got {kind}")
+        return spec
+    built: Any = None
+    for part in split(spec, "|"):
+        name, arguments = _parse(part)
+        method = find(name)
+        tuner_type = method.load()
+        problems = list(_problems(tuner_type, arguments))
+        if problems:
+            raise MethodError(f"{method.name}: {'; '.join(problems)}")
+        tuner = tuner_type(**{key: ast.literal_eval(node) for key, node in arguments})
+        built = tuner if built is None else built | tuner
+    return built
+
+
+def describe(tuner: Any) -> str:
+    """The shortest spec of a tuner: its name and the arguments that are not at their defaults."""
+    kind = type(tuner)
+    known = {method.target: method.name for method in _all()}
+    name = known.get(f"{kind.__module__}:{kind.__qualname__}", _kebab(kind.__qualname__))
+    if not is_dataclass(tuner):
+        return name
+    changed = [
+        f"{field.name}={getattr(tuner, field.name)!r}"
+        for field in fields(tuner)
+        if field.init and field.repr and getattr(tuner, field.name) != _default(field)
+    ]
+    return f"{name}({', '.join(changed)})" if changed else name
+
+
+def split(text: str, separator: str) -> list[str]:
+    """Cut at a one-character separator outside of brackets and quotes; each part stripped.
+
+    Raises `MethodError` for a bracket or quote that is never closed, or an empty part.
+    """
+    parts, depth, quote, start, escaped = [], 0, "", 0, False
+    for i, char in enumerate(text):
+        if quote:
+            if escaped or char == "\\":
+                escaped = not escaped
+            elif char == quote:
+                quote = ""
+        elif char in "'\"":
+            quote = char
+        elif char in "([{":
+            depth += 1
+        elif char in ")]}":
+            depth -= 1
+            if depth < 0:
+                raise MethodError(f"{text!r} closes a bracket at {i} that is not open")
+        elif char == separator and depth == 0:
+            parts.append(text[start:i].strip())
+            start = i + 1
+    if depth or quote:
+        raise MethodError(f"{text!r} has an open {'quote' if quote else 'bracket'}: close it")
+    parts.append(text[start:].strip())
+    if not all(parts):
+        raise MethodError(f"{text!r} has an empty part beside a {separator!r}")
+    return parts
+
+
+def _parse(part: str) -> tuple[str, list[tuple[str, ast.expr]]]:
+    match = re.fullmatch(r"([A-Za-z][\w.-]*)\s*(\(.*\))?", part, re.DOTALL)
+    if match is None:
+        raise MethodError(f"can't read the method {part!r}: write a name, or name(argument=value, ...)")
+    name, brackets = match.groups()
+    if brackets is None:
+        return name, []
+    try:
+        call = ast.parse(f"f{brackets}", mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        call = None
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
+        raise MethodError(f"can't read the arguments of {part!r}: write {name}(argument=value, ...)")
+    if call.args or any(keyword.arg is None for keyword in call.keywords):
+        raise MethodError(f"{name} takes arguments by name: write {name}(argument=value, ...)")
+    return name, [(str(keyword.arg), keyword.value) for keyword in call.keywords]
+
+
+def _problems(tuner_type: Any, arguments: list[tuple[str, ast.expr]]) -> Iterator[str]:
+    """Everything that is wrong with an argument list, one line each."""
+    known = {f.name: f for f in fields(tuner_type) if f.init} if is_dataclass(tuner_type) else {}
+    seen = set()
+    for name, node in arguments:
+        if name in seen:
+            yield f"{name} is given twice"
+            continue
+        seen.add(name)
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
+            yield f"no argument {name}, {hint}"
+            continue
+        try:
+            value = ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            text = ast.unparse(node)
+            yield f"{name}={text} is not a literal value (text needs quotes: {name}={text!r})"
+            continue
+        kind = known[name].type
+        wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+        if not _fits(value, wanted):
+            yield f"{name} must be {wanted}, got {value!r}"
+    missing = [
+        f.name
+        for f in known.values()
+        if f.default is MISSING and f.default_factory is MISSING and f.name not in seen
+    ]
+    if missing:
+        yield f"{', '.join(missing)} must be given"
+
+
+_KINDS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "bool": (bool,),
+    "str": (str,),
+    "None": (type(None),),
+}
+
+
+def _fits(value: Any, annotation: str) -> bool:
+    """Whether a literal fits a simple annotation; anything more complicated is left to the method."""
+    options = [option.strip() for option in annotation.split("|")]
+    if "[" in annotation or not all(option in _KINDS for option in options):
+        return True
+    if isinstance(value, bool) and "bool" not in options:
+        return False
+    return any(isinstance(value, _KINDS[option]) for option in options)
+
+
+def _default(field: Any) -> Any:
+    return field.default_factory() if field.default_factory is not MISSING else field.default
+
+
+@lru_cache(maxsize=1)
+def _all() -> tuple[Method, ...]:
+    found: dict[str, Method] = {}
+    for family, (package, base) in FAMILIES.items():
+        for method in _family(family, package, base):
+            found.setdefault(method.full_name, method)
+    for entry in entry_points(group=GROUP):
+        family = entry.dist.name if entry.dist is not None else "other"
+        found.setdefault(f"{family}.{entry.name}", Method(entry.name, family, entry.value))
+    names = [method.name for method in found.values()]
+    unique = (
+        method
+        if names.count(method.name) == 1 or method.family in FAMILIES
+        else Method(method.full_name, method.family, method.target, method.summary)
+        for method in found.values()
+    )
+    return tuple(sorted(unique, key=lambda method: method.name))
+
+
+def _family(family: str, package: str, base: str) -> Iterator[Method]:
+    """The methods in the files of a package, read and not imported."""
+    spec = find_spec(package)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        for path in sorted(Path(folder).glob("*.py")):
+            if path.stem.startswith("_"):
+                continue
+            tree = ast.parse(path.read_text(encoding="utf-8"))
+            classes = list(_public_classes(tree, base))
+            for node in classes:
+                name = path.stem.replace("_", "-") if len(classes) == 1 else _kebab(node.name)
+                summary = _first_line(ast.get_docstring(node))
+                yield Method(name, family, f"{package}.{path.stem}:{node.name}", summary)
+
+
+def _public_classes(tree: ast.Module, base: str) -> Iterable[ast.ClassDef]:
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            names = {ast.unparse(b).rpartition(".")[2].partition("[")[0] for b in node.bases}
+            if base in names:
+                yield node
+
+
+def _first_line(docstring: str | None) -> str:
+    return (docstring or "").strip().partition("\n\n")[0].replace("\n", " ")
+
+
+def _kebab(name: str) -> str:
+    """`BottleneckAdapter` as `bottleneck-adapter`, `IA3` as `ia3`, `LoRA` as `lo-ra`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", name).replace("_", "-").lower()
