@@ -59,7 +59,7 @@ def test_a_truncated_file_is_refused(tmp_path, cut):
     path = tmp_path / "x.safetensors"
     save_tensors(path, tensors())
     path.write_bytes(path.read_bytes()[:-cut])
-    with pytest.raises(StorageError, match="x.safetensors is truncated"):
+    with pytest.raises(StorageError, match=r"x\.safetensors is truncated"):
         load_tensors(path)
 
 
