@@ -1,0 +1,40 @@
+"""Pixels for a vision model: resize, scale, normalise, a whole batch at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ImageProcessor:
+    """Images to `pixel_values` (batch, 3, size, size): bilinear with antialiasing, then `(x - mean) / std`.
+
+    Called like the image processors of transformers. `mean` and `std` are those of ImageNet on a scale to 1.
+    """
+
+    size: int
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, Tensor]:
+        """`images`: uint8, grey (batch, height, width) or (batch, height, width, 3), or a list of images."""
+        import numpy as np
+        import torch
+        from torch.nn.functional import interpolate
+
+        if isinstance(images, list | tuple):
+            return {"pixel_values": torch.cat([self(np.asarray(i)[None])["pixel_values"] for i in images])}
+        pixels = torch.as_tensor(np.ascontiguousarray(images))
+        if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
+            shape = tuple(pixels.shape)
+            raise ValueError(f"images must be uint8 (batch, h, w) or (batch, h, w, 3), got {pixels.dtype} {shape}")
+        pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
+        pixels = pixels.float() / 255
+        if pixels.shape[2:] != (self.size, self.size):
+            pixels = interpolate(pixels, (self.size, self.size), mode="bilinear", antialias=True)
+        mean, std = (torch.tensor(values)[:, None, None] for values in (self.mean, self.std))
+        return {"pixel_values": (pixels - mean) / std}
