@@ -1,0 +1,303 @@
+"""Put modifications at sites of a model, and take them off again without a trace.
+
+    with mc.attach(model, {"blocks.5:out": mc.Add(v, scale=4)}):
+        model.generate(**prompt)
+
+A temporary modification steers, a trainable one tunes, a merged one edits. Attached modules live under the
+model's child `monochord`, so optimizers, DDP, FSDP and `state_dict` see their parameters.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monochord.core.anatomy import OURS
+from monochord.core.merge import Saved, fold, restore, unmergeable
+from monochord.core.modification import Apply, Modification, Unfrozen, WeightModification
+from monochord.core.narrowing import active, needs_call, put
+from monochord.core.ports import Call, Handle, Inputs, first_tensor, install
+from monochord.core.prompt import Prompt, install_prompt
+from monochord.core.receipt import Receipt
+from monochord.core.sites import Site, SiteError, resolve
+from monochord.core.weights import install_weights
+
+Change = Modification | Callable[[Tensor], Tensor]
+Placement = tuple[Site, Modification]
+
+
+def attach(
+    model: nn.Module,
+    changes: Mapping[str, Change] | Iterable[Placement],
+    *,
+    name: str | None = None,
+    roles: dict[str, Tensor] | None = None,
+    blocks: str | None = None,
+) -> Attachment:
+    """Attach modifications (or plain functions of the value) to the sites that the patterns name.
+
+    The model is changed at once; use the result as a context manager, or call `detach()`, to restore it bit
+    for bit. `roles` are (batch, seq) masks for `[role=...]` selectors. Raises `SiteError` for a pattern that
+    matches nothing; a site that the first forward doesn't reach is an error too.
+    """
+    base = getattr(model, "_orig_mod", model)
+    if isinstance(changes, Mapping):
+        placed = [
+            (site, change if isinstance(change, Modification) else Apply(change))
+            for pattern, change in changes.items()
+            for site in resolve(base, pattern, blocks=blocks, kind=_kind(change))
+        ]
+    else:
+        placed = list(changes)
+    return Attachment(model, placed, name=name, roles=roles)
+
+
+class Attachment:
+    """Modifications attached to a model under one name; several of them stack and detach in any order.
+
+    `model` is the model, `placements` what sits where, `receipt` says what was covered and what was not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        placements: list[Placement],
+        *,
+        name: str | None = None,
+        roles: dict[str, Tensor] | None = None,
+    ) -> None:
+        self.model: nn.Module = getattr(model, "_orig_mod", model)
+        self.placements = [(site, change.bind(site, self.model)) for site, change in placements]
+        self.name = self._register(name)
+        self.receipt = Receipt.of(self.model, self.placements)
+        self._strength: float | Tensor | None = 1.0
+        self._merged: Saved | None = None
+        self._fired: set[int] = set()
+        self._handles: list[Handle] = []
+        self._call = Call(self.model, roles) if any(needs_call(s.selector) for s, _ in placements) else None
+        try:
+            self._install()
+        except BaseException:
+            self.detach()
+            raise
+        _recompile()
+
+    def __enter__(self) -> Attachment:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.detach()
+
+    def __repr__(self) -> str:
+        return f"Attachment({self.name!r}: {self.receipt})"
+
+    # ------------------------------------------------------------ switching
+
+    @property
+    def enabled(self) -> bool:
+        """Whether the modifications act."""
+        return self._strength is not None
+
+    def disable(self) -> None:
+        """Let the model run as if nothing were attached."""
+        if self._strength is not None:
+            self._switch(False)
+
+    def enable(self) -> None:
+        """Let the modifications act (again)."""
+        if self._strength is None and self._merged is None:
+            self._switch(True)
+
+    @contextlib.contextmanager
+    def disabled(self) -> Iterator[nn.Module]:
+        """The model without this attachment for the length of a block: the reference without a second copy."""
+        before = self._strength
+        self.disable()
+        try:
+            yield self.model
+        finally:
+            if before is not None:
+                self.enable()
+                self._strength = before
+
+    def weigh(self, strength: float | Tensor) -> None:
+        """Scale every modification: one number, or one an example, shape (batch,), which routes by example."""
+        if any(isinstance(m, (Unfrozen, Prompt)) for _, m in self.placements):
+            raise ValueError("weights trained in place and prompts are on or off: use enable() and disable()")
+        self._strength = strength
+
+    def detach(self) -> nn.Module:
+        """Take everything off: the model is bit-identical to what it was, parameter order included."""
+        if self._merged is not None:
+            self.unmerge()
+        self.enable()
+        for handle in reversed(self._handles):
+            handle.remove()
+        self._handles.clear()
+        if self._call is not None:
+            self._call.remove()
+            self._call = None
+        holder = self.model._modules.get(OURS)
+        if holder is not None:
+            holder._modules.pop(self.name, None)
+            if not holder._modules:
+                del self.model._modules[OURS]
+        return self.model
+
+    # ------------------------------------------------------------ merging
+
+    @property
+    def mergeable(self) -> bool:
+        """Whether every modification can be written into the model's own weights."""
+        return all(_foldable(s, m, self.model) for s, m in self.placements)
+
+    def merge(self, verify: Mapping[str, Any] | None = None, tied: str | None = None) -> float | None:
+        """Write the modifications into the model's weights; `unmerge()` or `detach()` restores them exactly.
+
+        `verify` is a batch: the largest difference of outputs before and after is returned. A tied weight is
+        refused unless `tied="both"` (both uses change) or `tied="untie"` (only the named one does). Raises
+        `ValueError` naming a modification that can't be merged.
+        """
+        if self._merged is not None:
+            raise ValueError(f"{self.name!r} is merged already: unmerge() first")
+        fixed = unmergeable(self.placements, self.model)
+        if fixed:
+            raise ValueError(fixed)
+        before = self._output(verify) if verify is not None else None
+        self._merged = fold(self.placements, self.model, self._strength, tied)
+        self._kept, self._strength = self._strength, None
+        return None if before is None else float((self._output(verify) - before).abs().max())
+
+    def unmerge(self) -> None:
+        """Undo `merge()`: the weights are restored bit for bit and the modifications act beside them again."""
+        if self._merged is None:
+            raise ValueError(f"{self.name!r} is not merged")
+        restore(self.model, self._merged)
+        self._merged, self._strength = None, self._kept
+
+    @torch.no_grad()
+    def _output(self, batch: Mapping[str, Any] | None) -> Tensor:
+        training = self.model.training
+        self.model.eval()
+        try:
+            return first_tensor(_scored(self.model(**(batch or {})))).float()
+        finally:
+            self.model.train(training)
+
+    # ------------------------------------------------------------ inside
+
+    def _register(self, name: str | None) -> str:
+        """Give the modules their place in the model, so that whoever walks its parameters finds them."""
+        holder = self.model._modules.get(OURS)
+        taken = set(holder._modules) if holder is not None else set()
+        if name is None:
+            name = next(n for n in (f"attachment{i}" for i in range(len(taken) + 1)) if n not in taken)
+        if name in taken or "." in name or not name:
+            raise ValueError(f"the name {name!r} is taken or not valid: use one without dots besides {sorted(taken)}")
+        if holder is None:
+            holder = nn.ModuleDict()
+            self.model.add_module(OURS, holder)
+        modules = nn.ModuleList([m for _, m in self.placements])
+        modules.train(self.model.training)
+        holder.add_module(name, modules)
+        return name
+
+    def _install(self) -> None:
+        weights = []
+        for i, (site, change) in enumerate(self.placements):
+            fired = partial(self._fired.add, i)
+            if isinstance(change, Prompt):
+                self._handles += install_prompt(self.model, site, change, lambda: self._strength is not None, fired)
+            elif isinstance(change, WeightModification):
+                if site.port != "weight":
+                    raise SiteError(f"{type(change).__name__} changes weights, and {site} is none: name a parameter")
+                weights.append((site, change, fired))
+            else:
+                act = self._act(site, change, fired)
+                self._handles += install(self.model, site, act, reads=change.reads != "value")
+        self._handles += install_weights(self.model, weights, lambda: self._strength)
+        self._checker = self.model.register_forward_hook(self._check)
+        self._handles.append(self._checker)
+
+    def _act(
+        self, site: Site, change: Modification, fired: Callable[[], None]
+    ) -> Callable[[Tensor, Inputs | None], Tensor | None]:
+        reads, selected = change.reads, bool(site.selector)
+
+        def act(value: Tensor, inputs: Inputs | None) -> Tensor | None:
+            strength = self._strength
+            if strength is None:
+                return None
+            fired()
+            if reads == "input":
+                new = change(value, _first_input(inputs))
+            elif reads == "call":
+                args, kwargs = inputs or ((), {})
+                new = change(value, *args, **kwargs)
+            elif not selected:
+                new = change(value)
+            elif active(site, self._call):
+                new = put(value, site, self._call, change)
+            else:
+                return None
+            if isinstance(strength, float) and strength == 1.0:
+                return new
+            if isinstance(strength, Tensor):
+                strength = strength.to(value).reshape(-1, *(1,) * (value.dim() - 1))
+            return value + strength * (new - value)
+
+        return act
+
+    def _check(self, model: nn.Module, args: Any, output: Any) -> None:
+        """After the first forward that the modifications took part in: every site must have been reached."""
+        if self._strength is None:
+            return
+        silent = [s for i, (s, _) in enumerate(self.placements) if i not in self._fired and not _optional(s)]
+        if silent:
+            raise SiteError(
+                f"{silent[0]} was never reached in the first forward ({len(silent)} of {len(self.placements)} sites): "
+                "this module is not called in this kind of run; choose another site"
+            )
+        self._checker.remove()  # once is enough
+
+    def _switch(self, on: bool) -> None:
+        """Set the strength to all or nothing; weights trained in place change sides."""
+        self._strength = 1.0 if on else None
+        for _, change in self.placements:
+            if isinstance(change, Unfrozen):
+                change.switch(on)
+
+
+def _kind(change: object) -> str | None:
+    return "weight" if isinstance(change, WeightModification) else None
+
+
+def _first_input(inputs: Inputs | None) -> Tensor:
+    args, kwargs = inputs or ((), {})
+    return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+
+
+def _foldable(site: Site, change: Modification, model: nn.Module) -> bool:
+    return isinstance(change, WeightModification) or change.fold(site, model) is not None
+
+
+def _scored(output: Any) -> Any:
+    return output.logits if getattr(output, "logits", None) is not None else output
+
+
+def _optional(site: Site) -> bool:
+    """Sites that a forward may rightly pass by: experts that get no token, steps to come, gradients, caches."""
+    s = site.selector
+    return "experts" in site.name or s.steps is not None or s.call is not None or site.port in ("grad", "state")
+
+
+def _recompile() -> None:
+    """A hook put on a model that `torch.compile` has already compiled would be ignored: compile it anew."""
+    if "torch._dynamo" in sys.modules:
+        sys.modules["torch._dynamo"].reset()

@@ -1,0 +1,125 @@
+"""Attention written out, for as long as someone looks at its scores or pattern.
+
+While a function sits on `:scores` or `:pattern` of an attention module, fused attention inside that module
+runs as `softmax(scores) @ values`, and softmax as it stands in eager code is seen too. Nothing is switched in
+the model's configuration. The same works for torch's multi-head attention, whose per-head outputs no hook sees.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+
+from monochord.core.pattern import SiteError
+from monochord.core.sites import Site
+
+_SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
+
+
+def install_attention(model: nn.Module, site: Site, act: Callable[[Tensor], Tensor | None]) -> list[Any]:
+    """Run `act` on the scores or pattern (batch, heads, queries, keys) or heads of one attention module."""
+    module = model.get_submodule(site.path)
+    output = getattr(module, "out_proj", None) if site.port == "heads" else None
+    modes: list[_Explicit] = []
+
+    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+        modes.append(_Explicit(site, act, output, batch_first=getattr(module, "batch_first", True), like=value))
+        modes[-1].__enter__()
+
+    def leave(_: nn.Module, args: Any, result: Any) -> None:
+        if modes:  # the forward may have failed before this module was entered
+            mode = modes.pop()
+            mode.__exit__(None, None, None)
+            if not mode.seen and result is not None:
+                raise SiteError(
+                    f"{site} was never computed: this attention hides it; load the model with "
+                    'attn_implementation="sdpa" or "eager"'
+                )
+
+    return [
+        module.register_forward_pre_hook(enter, with_kwargs=True),
+        module.register_forward_hook(leave, always_call=True),
+    ]
+
+
+class _Explicit(TorchFunctionMode):
+    """Replaces fused attention by its formula and shows scores, pattern or heads to `act`."""
+
+    def __init__(
+        self,
+        site: Site,
+        act: Callable[[Tensor], Tensor | None],
+        output: nn.Module | None,
+        batch_first: bool,
+        like: Tensor,
+    ) -> None:
+        super().__init__()
+        self.site, self.act, self.output, self.seen = site, act, output, False
+        self.batch = like.shape[0 if batch_first else 1] if like.dim() == 3 else 1
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.multi_head_attention_forward:
+            with self:  # look inside: it is written in Python
+                return func(*args, **{**kwargs, "need_weights": kwargs.get("need_weights", True)})
+        if func is F.scaled_dot_product_attention and self.site.port != "heads":
+            return self._attend(*args, **kwargs)
+        if func in _SOFTMAX and self.site.port != "heads":
+            return self._softmax(func, *args, **kwargs)
+        if func is F.linear and self.output is not None and args[1] is self.output.weight:
+            return func(self._see_heads(args[0]), *args[1:], **kwargs)
+        return func(*args, **kwargs)
+
+    def _attend(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if enable_gqa and key.shape[1] != query.shape[1]:
+            repeat = query.shape[1] // key.shape[1]
+            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
+        scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+        if is_causal:
+            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        if attn_mask is not None and attn_mask.dtype == torch.bool:
+            scores = scores.masked_fill(~attn_mask, float("-inf"))
+        elif attn_mask is not None:
+            scores = scores + attn_mask
+        scores = self._see(scores, "scores")
+        pattern = torch.softmax(scores.float(), dim=-1).to(query.dtype)
+        pattern = torch.where(torch.isneginf(scores).all(-1, keepdim=True), 0.0, pattern)  # rows of padding only
+        pattern = self._see(pattern, "pattern")
+        return F.dropout(pattern, dropout_p) @ value if dropout_p else pattern @ value
+
+    def _softmax(self, func: Any, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return self._see(func(self._see(scores, "scores"), *args, **kwargs), "pattern")
+
+    def _see(self, value: Tensor, what: str) -> Tensor:
+        """Show (batch, heads, queries, keys); torch's multi-head attention packs batch and heads in one axis."""
+        if what != self.site.port:
+            return value
+        self.seen = True
+        heads = self.site.heads.n_heads if self.site.heads else 1
+        new = self.act(value if value.dim() == 4 else value.unflatten(0, (-1, heads)))
+        return value if new is None else new.reshape(value.shape)
+
+    def _see_heads(self, value: Tensor) -> Tensor:
+        """Show (batch, seq, heads, d_head); inside, the tokens of a batch lie one after the other, time first."""
+        self.seen = True
+        assert self.site.heads is not None
+        split = (self.site.heads.n_heads, self.site.heads.d_head)
+        new = self.act(value.reshape(-1, self.batch, *split).transpose(0, 1))
+        return value if new is None else new.transpose(0, 1).reshape(value.shape)

@@ -1,0 +1,338 @@
+"""Modifications: one `nn.Module` each, put at a site by `attach`.
+
+A modification maps the tensor at a site to another of the same shape. One that changes a weight also has
+`delta()`, the change it adds, and where it can `bypass`, what that change adds to the layer's output.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from monochord.core.layers import Layer
+from monochord.core.sites import Site, SiteError
+
+
+class Modification(nn.Module):
+    """Something put at a site: `forward(value) -> value`, same shape.
+
+    `reads` says what else it is given: "value" nothing, "input" the module's first input as a second
+    argument, "call" the module's positional and keyword arguments.
+    """
+
+    reads: str = "value"
+
+    def bind(self, site: Site, model: nn.Module) -> Modification:
+        """The modification to use at `site` of `model`: itself, unless it depends on where it is put."""
+        return self
+
+    def forward(self, value: Tensor) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has to define forward(value)")
+
+    def fold(self, site: Site, model: nn.Module) -> dict[str, Tensor] | None:
+        """New values of the model's own tensors that do the same, or None where there are none."""
+        return None
+
+
+class Apply(Modification):
+    """Any function of the value: `Apply(torch.tanh)`. A plain function given to `attach` becomes one."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, value: Tensor) -> Tensor:
+        return self.function(value)
+
+
+class Add(Modification):
+    """`value + scale * vector`; the vector's shape broadcasts against the value, e.g. (d_model,)."""
+
+    def __init__(self, vector: Tensor, scale: float = 1.0) -> None:
+        super().__init__()
+        self.vector = nn.Parameter(vector.detach().clone(), requires_grad=False)
+        self.scale = scale
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.add(value, self.vector.to(value), alpha=self.scale)
+
+
+class Scale(Modification):
+    """`gain * value`, with a number or one gain a unit, shape (units,) or one that broadcasts.
+
+    At the output or input of a dense layer it folds into that layer's weight.
+    """
+
+    def __init__(self, gain: Tensor | float, trainable: bool = False) -> None:
+        super().__init__()
+        gain = torch.as_tensor(gain, dtype=torch.get_default_dtype()) if not isinstance(gain, Tensor) else gain
+        self.gain = nn.Parameter(gain.detach().clone(), requires_grad=trainable)
+
+    def forward(self, value: Tensor) -> Tensor:
+        return value * self.gain.to(value.dtype)
+
+    def fold(self, site: Site, model: nn.Module) -> dict[str, Tensor] | None:
+        module = model.get_submodule(site.module)
+        weight = getattr(module, "weight", None)
+        if site.port not in ("out", "in", "neurons", "heads") or site.selector or not isinstance(weight, Tensor):
+            return None
+        if not isinstance(module, nn.Linear) or self.gain.dim() > 1:
+            return None
+        gain, prefix = self.gain.detach().to(weight), f"{site.module}." if site.module else ""
+        if site.port != "out":
+            return {f"{prefix}weight": weight.detach() * gain}
+        rows = torch.ones(weight.shape[0], dtype=gain.dtype, device=gain.device)
+        rows[list(site.rows) if site.rows else slice(None)] = gain
+        changed = {f"{prefix}weight": weight.detach() * rows[:, None]}
+        if isinstance(module.bias, Tensor):
+            changed[f"{prefix}bias"] = module.bias.detach() * rows
+        return changed
+
+
+class Clamp(Modification):
+    """`value` limited to [low, high]; a number or a tensor that broadcasts, None for no limit."""
+
+    def __init__(self, low: float | Tensor | None = None, high: float | Tensor | None = None) -> None:
+        super().__init__()
+        self.low, self.high = low, high
+
+    def forward(self, value: Tensor) -> Tensor:
+        return torch.clamp(value, self.low, self.high)  # type: ignore[arg-type]
+
+
+class Ablate(Modification):
+    """Replace the value by zero, or by `to`, for instance its mean over a data set."""
+
+    def __init__(self, to: Tensor | float = 0.0) -> None:
+        super().__init__()
+        self.to_value = to
+
+    def forward(self, value: Tensor) -> Tensor:
+        if isinstance(self.to_value, Tensor):
+            return self.to_value.to(value).expand_as(value)
+        return torch.full_like(value, self.to_value)
+
+
+class Patch(Modification):
+    """Replace the value by one from elsewhere.
+
+    `Patch(tensor)` puts a value captured in another run there; `Patch(from_model=base)` runs the same module
+    of another model of the same architecture on *this* model's state.
+    """
+
+    reads = "call"
+
+    def __init__(self, value: Tensor | None = None, *, from_model: nn.Module | None = None) -> None:
+        super().__init__()
+        if (value is None) == (from_model is None):
+            raise ValueError("Patch takes either a captured value or from_model=, not both")
+        self.value = value
+        self._source = (from_model,)  # in a tuple: the other model is no part of this one
+
+    def bind(self, site: Site, model: nn.Module) -> Modification:
+        (other,) = self._source
+        if other is None:
+            return self
+        if site.port != "out":
+            raise SiteError(f"Patch(from_model=...) works at module outputs, not at {site}")
+        return Patch(from_model=other.get_submodule(site.module))
+
+    def forward(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.value is None:
+            output = self._source[0](*args, **kwargs)  # type: ignore[misc]
+            return output if isinstance(output, Tensor) else output[0]
+        if self.value.shape != value.shape:
+            raise SiteError(
+                f"Patch holds {tuple(self.value.shape)} but the site has {tuple(value.shape)}: "
+                "run both prompts at the same length or select tokens"
+            )
+        return self.value.to(value)
+
+
+class Project(Modification):
+    """Keep only (`keep=True`) or remove the part of the value in the span of `basis`, shape (d, k) orthonormal."""
+
+    def __init__(self, basis: Tensor, keep: bool = False) -> None:
+        super().__init__()
+        self.register_buffer("basis", torch.linalg.qr(basis.detach().reshape(basis.shape[0], -1).double())[0].to(basis))
+        self.keep = keep
+        self.basis: Tensor
+
+    def forward(self, value: Tensor) -> Tensor:
+        basis = self.basis.to(value.dtype)
+        inside = (value @ basis) @ basis.t()
+        return inside if self.keep else value - inside
+
+
+class Bottleneck(Modification):
+    """A small trained network beside the value: `value + scale * up(activation(down(source)))`.
+
+    `source` is the value itself (sequential) or, with `parallel`, the module's input. Zero until trained.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        bottleneck: int,
+        activation: Callable[[Tensor], Tensor] = F.relu,
+        scale: float = 1.0,
+        parallel: bool = False,
+        generator: Generator | None = None,
+        inputs: int | None = None,
+    ) -> None:
+        super().__init__()
+        inputs = inputs or width
+        bound = 1 / math.sqrt(inputs)
+        self.down = nn.Parameter(torch.empty(bottleneck, inputs).uniform_(-bound, bound, generator=generator))
+        self.down_bias = nn.Parameter(torch.zeros(bottleneck))
+        self.up = nn.Parameter(torch.zeros(width, bottleneck))
+        self.up_bias = nn.Parameter(torch.zeros(width))
+        self.activation, self.scale = activation, scale
+        self.reads = "input" if parallel else "value"
+
+    def forward(self, value: Tensor, source: Tensor | None = None) -> Tensor:
+        source = value if source is None else source
+        kind = source.dtype
+        hidden = self.activation(F.linear(source, self.down.to(kind), self.down_bias.to(kind)))
+        return torch.add(value, F.linear(hidden, self.up.to(kind), self.up_bias.to(kind)), alpha=self.scale)
+
+
+# ---------------------------------------------------------------- changes of a weight
+
+
+class WeightModification(Modification):
+    """A change of a weight, in the shape (outputs, inputs, ...) in which its layer applies it.
+
+    `delta()` is the change; `gain()` an optional factor a row that multiplies the changed weight (not the
+    bias). One that can says what its delta adds to the layer's output in `bypass(x, layer)`, without
+    building it; otherwise the weight itself is recomputed on each use.
+    """
+
+    bypasses: bool = False
+
+    def delta(self) -> Tensor:
+        raise NotImplementedError(f"{type(self).__name__} has to define delta()")
+
+    def bypass(self, x: Tensor, layer: Layer) -> Tensor | None:
+        """What `delta()` adds to the output for the input `x`; None for nothing."""
+        return layer.apply(x, self.delta())
+
+    def gain(self) -> Tensor | None:
+        """Factor a row of the changed weight, shape (outputs,), or None."""
+        return None
+
+    def forward(self, weight: Tensor) -> Tensor:
+        changed = weight + self.delta().to(weight.dtype)
+        gain = self.gain()
+        return changed if gain is None else changed * gain.to(weight.dtype).reshape(-1, *(1,) * (weight.dim() - 1))
+
+
+class LowRank(WeightModification):
+    """The change `scale * up @ down`: `up` (outputs, rank), `down` (rank, inputs, ...), zero until trained.
+
+    For fused experts (experts, outputs, inputs) both factors carry the expert axis. `dropout` acts on the
+    input of the bypass.
+    """
+
+    bypasses = True
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        rank: int,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        generator: Generator | None = None,
+        experts: bool = False,
+    ) -> None:
+        super().__init__()
+        lead, shape = (shape[:1], shape[1:]) if experts else ((), tuple(shape))
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        self.down = nn.Parameter(torch.empty(*lead, rank, *shape[1:]).uniform_(-bound, bound, generator=generator))
+        self.up = nn.Parameter(torch.zeros(*lead, shape[0], rank))  # only one factor at zero, or neither learns
+        self.scale, self.dropout, self.experts = scale, dropout, experts
+
+    def delta(self) -> Tensor:
+        if self.experts:
+            return self.scale * self.up @ self.down
+        return (self.scale * self.up @ self.down.flatten(1)).reshape(-1, *self.down.shape[1:])
+
+    def bypass(self, x: Tensor, layer: Layer) -> Tensor | None:
+        if self.dropout and self.training and x.is_floating_point():
+            x = F.dropout(x, self.dropout)
+        return layer.low_rank(x, self.down, self.scale * self.up)
+
+
+class Dense(WeightModification):
+    """A trained change of the whole weight, zero at first."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros(shape))
+
+    def delta(self) -> Tensor:
+        return self.change
+
+
+class Sparse(WeightModification):
+    """A change of chosen entries: flat `indices` (n,) into a weight of `shape`, trained `values` zero at first."""
+
+    def __init__(self, shape: tuple[int, ...], indices: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("indices", indices.flatten().long())
+        self.values = nn.Parameter(torch.zeros(indices.numel()))
+        self.shape = tuple(shape)
+
+    def delta(self) -> Tensor:
+        flat = self.values.new_zeros(math.prod(self.shape))
+        return flat.scatter(0, self.indices, self.values).reshape(self.shape)  # type: ignore[arg-type]
+
+
+class Unfrozen(WeightModification):
+    """The model's own weight, trained in place; a copy of its first value is the base to return to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: tuple[nn.Parameter, Tensor] | None = None
+        self._away: Tensor | None = None
+
+    def hold(self, parameter: nn.Parameter) -> None:
+        """Take over `parameter`: remember its value and let it train."""
+        self._held = (parameter, parameter.detach().clone())
+        parameter.requires_grad_(True)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that trains."""
+        return self._taken()[0]
+
+    @property
+    def base(self) -> Tensor:
+        """Its value before tuning."""
+        return self._taken()[1]
+
+    @property
+    def tuned(self) -> Tensor:
+        """Its value after tuning, whichever of the two the model runs with now."""
+        return self.parameter.detach() if self._away is None else self._away
+
+    def switch(self, on: bool) -> None:
+        """Let the model run with the tuned value, or with the base."""
+        parameter = self.parameter
+        if on and self._away is not None:
+            parameter.data, self._away = self._away, None
+        elif not on and self._away is None:
+            self._away, parameter.data = parameter.data, self.base
+
+    def delta(self) -> Tensor:
+        return self.tuned - self.base
+
+    def _taken(self) -> tuple[nn.Parameter, Tensor]:
+        if self._held is None:
+            raise RuntimeError("Unfrozen has no weight yet: attach it first")
+        return self._held

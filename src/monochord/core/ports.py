@@ -1,0 +1,214 @@
+"""Put a function on the tensor of a site: where each port lives in a running model.
+
+`install(model, site, act, call)` arranges for `act(value, inputs)` to see the site's tensor in every forward;
+what it returns (None for "leave it") takes the tensor's place. Reading and writing are the same mechanism.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from monochord.core.attention import install_attention
+from monochord.core.layers import rows_of
+from monochord.core.pattern import SiteError
+from monochord.core.sites import Site
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+Act = Callable[[Tensor, "Inputs | None"], "Tensor | None"]
+
+
+class Handle(Protocol):
+    """What `install` returns: `remove()` takes the function off again."""
+
+    def remove(self) -> None: ...
+
+
+class Call:
+    """What is known of the running forward of a model: its attention mask, its past length, its number.
+
+    Kept up to date by one hook at the root, which is only there when a selector asks for it.
+    """
+
+    def __init__(self, model: nn.Module, roles: dict[str, Tensor] | None = None) -> None:
+        self.roles = roles or {}
+        self.step = -1
+        self.counts: dict[str, int] = {}
+        self._arguments: dict[str, Any] = {}
+        forward = getattr(model, "forward", model.__call__)
+        self._names = list(inspect.signature(forward).parameters)
+        self._handle = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+
+    def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.step += 1
+        self.counts.clear()
+        self._arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
+
+    def number(self, site: Site) -> int:
+        """How often the site has been reached in this forward, counted from zero."""
+        count = self.counts.get(str(site), 0)
+        self.counts[str(site)] = count + 1
+        return count
+
+    def past(self, site: Site) -> int:
+        """Tokens already in the key-value cache."""
+        if site.name.startswith("encoder."):
+            return 0
+        cache = self._arguments.get("past_key_values")
+        return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+
+    def mask(self, site: Site) -> Tensor | None:
+        """The (batch, past + seq) mask of real tokens for the stack of the site, if the caller gave one."""
+        name = "decoder_attention_mask" if site.name.startswith("decoder.") else "attention_mask"
+        mask = self._arguments.get(name)
+        return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+
+    def remove(self) -> None:
+        self._handle.remove()
+
+
+def install(model: nn.Module, site: Site, act: Act, *, reads: bool = False) -> list[Handle]:
+    """Run `act` on the tensor of `site` in every forward of `model`; `reads` passes it the module's inputs."""
+    module = model.get_submodule(site.module)
+    if site.index is not None:
+        return [module.register_forward_pre_hook(_skip(site, act), with_kwargs=True)]
+    if site.port in ("pattern", "scores") or (site.port == "heads" and _packed(model, site)):
+        return install_attention(model, site, lambda value: act(value, None))
+    if site.port in ("in", "heads", "neurons"):
+        return [module.register_forward_pre_hook(_entering(site, act), with_kwargs=True)]
+    if site.port == "state":
+        return [module.register_forward_hook(_state(site, act), with_kwargs=True)]
+    if site.port == "grad":
+        return [module.register_forward_hook(_gradient(act))]
+    leaving = _leaving(site, act)
+    if reads:
+        return [module.register_forward_hook(leaving, with_kwargs=True)]
+    return [module.register_forward_hook(lambda m, args, output: leaving(m, None, None, output))]
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The main tensor of a module's output: itself, or the first entry of a tuple or model output."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, (tuple, list)):
+        return first_tensor(output[0])
+    if hasattr(output, "to_tuple"):
+        return first_tensor(output.to_tuple()[0])
+    if isinstance(output, dict):
+        return first_tensor(next(iter(output.values())))
+    raise SiteError(f"a module that returns {type(output).__name__} has no tensor to read or change")
+
+
+def replace_first(output: Any, value: Tensor) -> Any:
+    """`output` with its main tensor replaced."""
+    if isinstance(output, Tensor):
+        return value
+    if isinstance(output, (tuple, list)):
+        return type(output)((replace_first(output[0], value), *output[1:]))
+    key = next(k for k, v in output.items() if v is not None)
+    output[key] = replace_first(output[key], value)
+    return output
+
+
+# ---------------------------------------------------------------- one function a kind of port
+
+
+def _leaving(site: Site, act: Act) -> Callable[..., Any]:
+    rows: Any = None
+
+    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
+        nonlocal rows
+        value = output if isinstance(output, Tensor) else first_tensor(output)
+        inputs = None if args is None else (args, kwargs)
+        if site.rows is None:
+            new = act(value, inputs)
+        else:
+            rows = rows_of(value, site.rows) if rows is None else rows
+            new = act(value[..., rows], inputs)
+            if new is not None:
+                whole = value.clone()
+                whole[..., rows] = new
+                new = whole
+        return None if new is None else replace_first(output, new)
+
+    return hook
+
+
+def _entering(site: Site, act: Act) -> Callable[..., Any]:
+    heads = site.heads
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        key = None if args and isinstance(args[0], Tensor) else _first_keyword(kwargs)
+        value = args[0] if key is None else kwargs[key]
+        if site.port == "heads" and heads is not None:
+            new = act(value.unflatten(-1, (heads.n_heads, heads.d_head)), (args, kwargs))
+            new = None if new is None else new.flatten(-2)
+        else:
+            new = act(value, (args, kwargs))
+        if new is None:
+            return None
+        return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
+
+    return hook
+
+
+def _first_keyword(kwargs: dict[str, Any]) -> str:
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return key
+    raise SiteError("this module was called without a tensor: its input can't be read or changed")
+
+
+def _gradient(act: Act) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        value = first_tensor(output)
+        if value.requires_grad:
+            value.register_hook(lambda gradient: act(gradient, None))
+
+    return hook
+
+
+def _state(site: Site, act: Act) -> Callable[..., Any]:
+    """The recurrent state after a call: second output of torch's recurrent layers, or the model's cache."""
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        if isinstance(module, nn.RNNBase):
+            state = output[1]
+            new = act(state[0] if isinstance(state, tuple) else state, (args, kwargs))
+            if new is None:
+                return None
+            return output[0], (new, *state[1:]) if isinstance(state, tuple) else new
+        cache = kwargs.get("cache_params", kwargs.get("past_key_values"))
+        layer = getattr(module, "layer_idx", None)
+        if cache is None or not hasattr(cache, "get_recurrent_state"):
+            raise SiteError(f"{site} has no state in this call: call the model with use_cache=True")
+        new = act(cache.get_recurrent_state(layer), (args, kwargs))
+        if new is not None:
+            cache.update_recurrent_state(new, layer)
+        return None
+
+    return hook
+
+
+def _skip(site: Site, act: Act) -> Callable[..., Any]:
+    """The tensor that a U-Net's up block will concatenate at this skip."""
+    name = "res_hidden_states_tuple"
+
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        skips = kwargs[name] if name in kwargs else args[1]
+        index = site.index or 0
+        new = act(skips[index], (args, kwargs))
+        if new is None:
+            return None
+        skips = (*skips[:index], new, *skips[index + 1 :])
+        return (args, {**kwargs, name: skips}) if name in kwargs else ((args[0], skips, *args[2:]), kwargs)
+
+    return hook
+
+
+def _packed(model: nn.Module, site: Site) -> bool:
+    """Whether the heads pass inside torch's own multi-head attention, whose out_proj is never called."""
+    return isinstance(model.get_submodule(site.path), nn.MultiheadAttention)

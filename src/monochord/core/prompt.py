@@ -1,0 +1,135 @@
+"""Prompt tokens: trained vectors inserted beside the embedded input, with everything that depends on length.
+
+The vectors join the sequence where the embedding returns and leave it where the stack of blocks returns, so
+labels, logits and whatever follows keep their lengths. In between, attention mask, positions and a key-value
+cache are extended to match. They stand before the tokens of a causal model and after those of an encoder, whose
+first position and absolute positions thus stay where they were.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monochord.core.modification import Modification
+from monochord.core.pattern import SiteError
+from monochord.core.ports import Handle, first_tensor, replace_first
+from monochord.core.sites import Index, Site
+
+
+class Prompt(Modification):
+    """`tokens`, shape (length, d_model), inserted at `embed:out`; `front` says on which side (None: by model)."""
+
+    def __init__(self, tokens: Tensor, front: bool | None = None) -> None:
+        super().__init__()
+        self.tokens = nn.Parameter(tokens.detach().clone())
+        self.front = front
+
+    def forward(self, value: Tensor) -> Tensor:
+        tokens = self.tokens.to(value.dtype).expand(value.shape[0], -1, -1)
+        return torch.cat([tokens, value] if self.front else [value, tokens], 1)
+
+
+def install_prompt(
+    model: nn.Module, site: Site, prompt: Prompt, enabled: Callable[[], bool], fired: Callable[[], None]
+) -> list[Handle]:
+    """Insert the prompt in every forward of the stack that `site`, an embedding, feeds."""
+    stack = _stack(model, site)
+    if prompt.front is None:
+        prompt.front = causal(stack)
+    insertion = _Insertion(prompt, enabled, fired, stack)
+    return [
+        stack.register_forward_pre_hook(insertion.enter, with_kwargs=True),
+        model.get_submodule(site.module).register_forward_hook(insertion.embed),
+        stack.register_forward_hook(insertion.leave),
+    ]
+
+
+def causal(module: nn.Module) -> bool:
+    """Whether the tokens of a stack look only backwards."""
+    return any(getattr(m, "is_causal", False) is True or hasattr(m, "A_log") for m in module.modules())
+
+
+def _stack(model: nn.Module, site: Site) -> nn.Module:
+    """The module that holds both the embedding and the blocks that it feeds."""
+    parts = Index(model).anatomy.parts
+    prefix = site.name.rpartition("embed")[0]
+    block = parts.get(f"{prefix}blocks.0")
+    if block is None or site.port != "out" or not site.name.endswith("embed"):
+        raise SiteError(f"prompts go to an embedding that feeds blocks, such as 'embed:out', not to {site}")
+    common = []
+    for a, b in zip(site.module.split("."), block.path.split("."), strict=False):
+        if a != b:
+            break
+        common.append(a)
+    return model.get_submodule(".".join(common))
+
+
+class _Insertion:
+    """One forward of the stack: lengthen what comes in, insert once, shorten what goes out."""
+
+    def __init__(
+        self, prompt: Prompt, enabled: Callable[[], bool], fired: Callable[[], None], stack: nn.Module
+    ) -> None:
+        self.prompt, self.enabled, self.fired = prompt, enabled, fired
+        self.names = list(inspect.signature(stack.forward).parameters)
+        self.waiting = self.inserted = False
+
+    def enter(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self.waiting = self.inserted = False
+        if not self.enabled():
+            return None
+        given = {**dict(zip(self.names, args, strict=False)), **kwargs}
+        cache = given.get("past_key_values", given.get("cache_params"))
+        self.waiting = not _begun(cache)
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
+            raise SiteError("prompt tokens need a (batch, seq) attention mask: use the default cache, not a static one")
+        if isinstance(mask, Tensor):
+            given["attention_mask"] = self._beside(mask, torch.ones_like(mask[:, :1]))
+        if isinstance(positions, Tensor) and self.prompt.front:
+            length = len(self.prompt.tokens)
+            own = torch.arange(length, device=positions.device).expand(*positions.shape[:-1], -1)
+            given["position_ids"] = torch.cat([own, positions + length], -1) if self.waiting else positions + length
+        embeds = given.get("inputs_embeds")
+        if isinstance(embeds, Tensor) and self.waiting and "input_ids" in self.names and self.prompt.front:
+            given["inputs_embeds"] = self._insert(embeds)  # the embedding itself will not be called
+        return (), given
+
+    def embed(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return replace_first(output, self._insert(first_tensor(output))) if self.waiting else None
+
+    def leave(self, stack: nn.Module, args: Any, output: Any) -> Any:
+        if not self.inserted:
+            return None
+        output = replace_first(output, self._cut(first_tensor(output)))
+        states = getattr(output, "hidden_states", None)
+        if states is not None and "hidden_states" in output:
+            output["hidden_states"] = tuple(self._cut(s) for s in states)
+        return output
+
+    def _insert(self, value: Tensor) -> Tensor:
+        self.waiting, self.inserted = False, True
+        self.fired()
+        return self.prompt(value)
+
+    def _beside(self, mask: Tensor, one: Tensor) -> Tensor:
+        ones = one.expand(-1, len(self.prompt.tokens))
+        return torch.cat([ones, mask] if self.prompt.front else [mask, ones], 1)
+
+    def _cut(self, value: Tensor) -> Tensor:
+        length = len(self.prompt.tokens)
+        return value[:, length:] if self.prompt.front else value[:, :-length]
+
+
+def _begun(cache: Any) -> bool:
+    """Whether a cache already holds the prompt and the tokens before."""
+    if cache is None:
+        return False
+    if hasattr(cache, "has_previous_state") and not hasattr(cache, "get_seq_length"):
+        return bool(cache.has_previous_state)
+    return int(cache.get_seq_length()) > 0
