@@ -47,7 +47,7 @@ def own_modules(model: nn.Module) -> Modules:
     return {
         name: module
         for name, module in model.named_modules()
-        if name != OURS and not name.startswith(f"{OURS}.") and "parametrizations" not in name.split(".")
+        if not {OURS, "parametrizations"} & set(name.split("."))
     }
 
 

@@ -143,11 +143,12 @@ class Attachment:
         if self._call is not None:
             self._call.remove()
             self._call = None
-        holder = self.model._modules.get(OURS)
+        home = _home(self.model)
+        holder = home._modules.get(OURS)
         if holder is not None:
             holder._modules.pop(self.name, None)
             if not holder._modules:
-                del self.model._modules[OURS]
+                del home._modules[OURS]
         return self.model
 
     # ------------------------------------------------------------ merging
@@ -194,7 +195,8 @@ class Attachment:
 
     def _register(self, name: str | None) -> str:
         """Give the modules their place in the model, so that whoever walks its parameters finds them."""
-        holder = self.model._modules.get(OURS)
+        home = _home(self.model)
+        holder = home._modules.get(OURS)
         taken = set(holder._modules) if holder is not None else set()
         if name is None:
             name = next(n for n in (f"attachment{i}" for i in range(len(taken) + 1)) if n not in taken)
@@ -202,7 +204,7 @@ class Attachment:
             raise ValueError(f"the name {name!r} is taken or not valid: use one without dots besides {sorted(taken)}")
         if holder is None:
             holder = nn.ModuleDict()
-            self.model.add_module(OURS, holder)
+            home.add_module(OURS, holder)
         modules = nn.ModuleList([m for _, m in self.placements])
         modules.train(self.model.training)
         holder.add_module(name, modules)
@@ -272,6 +274,12 @@ class Attachment:
         for _, change in self.placements:
             if isinstance(change, Unfrozen):
                 change.switch(on)
+
+
+def _home(model: nn.Module) -> nn.Module:
+    """Where attachments live: the model itself, or its first module that does not run whatever it contains."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return next((m for m in model.modules() if not isinstance(m, containers)), model)
 
 
 def _kind(change: object) -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from torch import Tensor, nn
@@ -67,8 +68,9 @@ class _Explicit(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is F.multi_head_attention_forward:
-            with self:  # look inside: it is written in Python
-                return func(*args, **{**kwargs, "need_weights": kwargs.get("need_weights", True)})
+            # It is written in Python, so its steps can be seen, once it has been told that nobody overrides it.
+            with self, mock.patch.object(F, "has_torch_function", lambda _: False):
+                return func(*args, **kwargs)
         if func is F.scaled_dot_product_attention and self.site.port != "heads":
             return self._attend(*args, **kwargs)
         if func in _SOFTMAX and self.site.port != "heads":
@@ -99,13 +101,13 @@ class _Explicit(TorchFunctionMode):
         elif attn_mask is not None:
             scores = scores + attn_mask
         scores = self._see(scores, "scores")
-        pattern = torch.softmax(scores.float(), dim=-1).to(query.dtype)
-        pattern = torch.where(torch.isneginf(scores).all(-1, keepdim=True), 0.0, pattern)  # rows of padding only
+        pattern = _without_empty(torch.softmax(scores.float(), dim=-1).to(query.dtype), scores)
         pattern = self._see(pattern, "pattern")
         return F.dropout(pattern, dropout_p) @ value if dropout_p else pattern @ value
 
     def _softmax(self, func: Any, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return self._see(func(self._see(scores, "scores"), *args, **kwargs), "pattern")
+        scores = self._see(scores, "scores")
+        return self._see(_without_empty(func(scores, *args, **kwargs), scores), "pattern")
 
     def _see(self, value: Tensor, what: str) -> Tensor:
         """Show (batch, heads, queries, keys); torch's multi-head attention packs batch and heads in one axis."""
@@ -123,3 +125,8 @@ class _Explicit(TorchFunctionMode):
         split = (self.site.heads.n_heads, self.site.heads.d_head)
         new = self.act(value.reshape(-1, self.batch, *split).transpose(0, 1))
         return value if new is None else new.transpose(0, 1).reshape(value.shape)
+
+
+def _without_empty(pattern: Tensor, scores: Tensor) -> Tensor:
+    """Zero for queries that may look nowhere (padding), as fused attention has it."""
+    return torch.where(torch.isneginf(scores).all(-1, keepdim=True), 0.0, pattern)
