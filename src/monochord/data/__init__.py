@@ -1,1 +1,34 @@
+"""Real data: a small catalog of sets that ship in packages, and whatever files, rows and loaders people have."""
 
+from pathlib import Path
+from typing import Any
+
+from monochord.core.catalog import unknown
+from monochord.data.adopt import FILES, adopt
+from monochord.data.catalog import Source as Source
+from monochord.data.catalog import catalog as catalog
+from monochord.data.catalog import entries as entries
+from monochord.data.catalog import fetch as fetch
+from monochord.data.dataset import DataError as DataError
+from monochord.data.dataset import Dataset as Dataset
+from monochord.data.dataset import Split as Split
+from monochord.data.loading import Batches as Batches
+
+
+def data(given: Any, *, limit: dict[str, int] | None = None, progress: bool = True, **options: Any) -> Dataset:
+    """A `Dataset`: of the catalog by name, or of the caller's own.
+
+    `given` is a catalog name, a `.csv`, `.tsv`, `.jsonl` or `.json` file, a list of rows (dicts), a dict of
+    columns, a `datasets.Dataset` or `DatasetDict`, a loader or list of ready batches, or a `Dataset`. `limit` caps
+    splits with classes kept even: `{"train": 2000}`. `options` belong to the set (`source="imdb"`, `seed=1`).
+    Raises `CatalogError` for unknown names and `DataError` for data that can't be used.
+    """
+    if isinstance(given, Dataset):
+        dataset = given
+    elif isinstance(given, str) and given in entries():
+        dataset = entries()[given].open(progress=progress, **options)
+    elif isinstance(given, str) and Path(given).suffix not in FILES:
+        raise unknown(given, entries(), "data set")
+    else:
+        dataset = adopt(given, **options)
+    return dataset.limit(**limit) if limit else dataset

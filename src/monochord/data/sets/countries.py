@@ -1,0 +1,52 @@
+"""Facts about countries: capital, currency, languages, region, borders; for probing and editing what models know."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from monochord.core.packages import Package
+from monochord.data.catalog import Read, Source, check
+from monochord.data.dataset import Split
+
+
+def read(folder: Path) -> Read:
+    """One split, "all", of the 249 countries and territories that have a capital, by name.
+
+    `currencies`, `languages` and `borders` are codes (ISO 4217, 639-1 and 3166 alpha-3), separated by spaces;
+    what a country lacks is an empty string.
+    """
+    files = sorted((folder / "countryinfo/data").glob("*.json"))
+    facts = [json.loads(file.read_text(encoding="utf8")) for file in files]
+    check(len(facts), 254, "countries")
+    facts = sorted((fact for fact in facts if fact["capital"]), key=lambda fact: fact["name"])
+    check(len(facts), 249, "countries with a capital")
+    plain = ("name", "capital", "region", "subregion", "demonym")
+    columns = {key: [_one(fact.get(key)) for fact in facts] for key in plain}
+    columns["code"] = [fact["ISO"]["alpha3"] for fact in facts]
+    for key in ("currencies", "languages", "borders"):
+        columns[key] = [" ".join(fact.get(key) or []) for fact in facts]
+    return {"all": Split(columns)}, ("5 places without a capital are left out; figures are of about 2015",)
+
+
+def _one(value: str | list[str] | None) -> str:
+    return str(value[0] if isinstance(value, list) else value or "")
+
+
+ENTRIES = [
+    Source(
+        name="countries",
+        kind="facts",
+        title="capital, currencies, languages, region and borders of 249 countries",
+        licence="MIT",
+        package=Package(
+            "pypi",
+            "countryinfo",
+            "1.0.1",
+            sha256="b02f6f534f0a3b9cdc73fba7e08f247e39826acfa54bf080f8e4eba812066350",
+            size=380_450,
+            members=("countryinfo/data/*.json", "*LICENSE*"),
+        ),
+        read=read,
+    )
+]
