@@ -155,9 +155,7 @@ def test_cheapest_forms():
     assert isinstance(b.scaled(2), Sparse) and isinstance(a.scaled(2), LowRank)
     few, many = torch.zeros(6, 5, dtype=torch.bool), torch.ones(6, 5, dtype=torch.bool)
     few[1, 2] = True
-    assert isinstance(entry("dense", 0).masked(few), Sparse) and isinstance(
-        entry("dense", 0).masked(many), Dense
-    )
+    assert isinstance(entry("dense", 0).masked(few), Sparse) and isinstance(entry("dense", 0).masked(many), Dense)
     assert wide[0].nbytes == 4 * (60 * 2 + 2 * 50)
 
 
@@ -184,9 +182,7 @@ def test_what_changed():
     eye = torch.eye(4)
     delta = Delta({"w": LowRank(3 * eye[:, :2], eye[:2]), "b": torch.tensor([3.0, 4.0, 0, 0])})
     assert delta.norms() == pytest.approx({"w": math.sqrt(18), "b": 5})
-    assert delta.relative_norms({"w": eye, "b": torch.ones(4)}) == pytest.approx(
-        {"w": math.sqrt(4.5), "b": 2.5}
-    )
+    assert delta.relative_norms({"w": eye, "b": torch.ones(4)}) == pytest.approx({"w": math.sqrt(4.5), "b": 2.5})
     assert delta.effective_rank() == pytest.approx({"w": 2, "b": 1})
     assert delta.effective_rank("stable") == pytest.approx({"w": 2, "b": 1})
     skewed = Delta({"w": torch.diag(torch.tensor([2.0, 1, 1, 0]))})
@@ -385,12 +381,8 @@ def test_an_expression_over_checkpoints_streams_to_the_right_numbers(tmp_path, d
         exact = base[name].double() + 0.5 * (a[name].double() - base[name].double())
         exact -= b[name].double() - base[name].double()
         assert out[name].dtype == dtype
-        torch.testing.assert_close(
-            out[name], exact.to(dtype), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6
-        )
-        torch.testing.assert_close(
-            expression[name].dense().double(), exact - base[name].double(), atol=1e-5, rtol=1e-5
-        )
+        torch.testing.assert_close(out[name], exact.to(dtype), rtol=1e-2 if dtype != torch.float32 else 1e-5, atol=1e-6)
+        torch.testing.assert_close(expression[name].dense().double(), exact - base[name].double(), atol=1e-5, rtol=1e-5)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == sorted(p.name for p in t.iterdir())
     da.apply_to_checkpoint(t, tmp_path / "same")
     assert all(torch.equal(value, a[name]) for name, value in read_folder(tmp_path / "same").items())
@@ -402,16 +394,12 @@ def test_between_entries_know_their_norm_and_save_as_dense(tmp_path):
     change = a["mix.weight"] - base["mix.weight"]
     assert delta["mix.weight"].norm() == pytest.approx(change.norm().item())
     mask = a["mix.weight"] > 0
-    masked = delta.mask({"mix.weight": mask}) + Delta(
-        {"mix.weight": LowRank(torch.ones(300, 1), torch.ones(1, 500))}
-    )
+    masked = delta.mask({"mix.weight": mask}) + Delta({"mix.weight": LowRank(torch.ones(300, 1), torch.ones(1, 500))})
     expected = (a["mix.weight"] - base["mix.weight"]) * mask + 1
     torch.testing.assert_close(masked["mix.weight"].dense(), expected)
     (2 * masked).save(tmp_path / "d.safetensors")
     loaded = Delta.load(tmp_path / "d.safetensors")
-    assert isinstance(loaded["mix.weight"], Dense) and loaded.bases == {
-        fingerprint(Checkpoint(tmp_path / "t"))
-    }
+    assert isinstance(loaded["mix.weight"], Dense) and loaded.bases == {fingerprint(Checkpoint(tmp_path / "t"))}
     torch.testing.assert_close(loaded["mix.weight"].dense(), 2 * expected)
     loaded.apply_to_checkpoint(tmp_path / "t", tmp_path / "out", scale=0.5, max_shard_bytes=300_000)
     out = read_folder(tmp_path / "out")
@@ -424,9 +412,7 @@ def test_a_checkpoints_fingerprint_is_its_models(tmp_path):
     net = Net(0)
     save_file({n: p for n, p in net.named_parameters()}, tmp_path / "model.safetensors")
     assert (
-        fingerprint(Checkpoint(tmp_path))
-        == fingerprint(Checkpoint(tmp_path / "model.safetensors"))
-        == fingerprint(net)
+        fingerprint(Checkpoint(tmp_path)) == fingerprint(Checkpoint(tmp_path / "model.safetensors")) == fingerprint(net)
     )
     delta = Delta.between(tmp_path, Net(1))
     delta.apply(net)
@@ -449,9 +435,7 @@ def test_bad_checkpoints_are_one_clear_line(tmp_path):
         Delta.between(tmp_path / "old", tmp_path / "a")
     with pytest.raises(StorageError, match="does not exist"):
         Delta.between(tmp_path / "gone", tmp_path / "a")
-    (tmp_path / "a" / "model.safetensors.index.json").write_text(
-        '{"weight_map": {"w": "../t/x.safetensors"}}'
-    )
+    (tmp_path / "a" / "model.safetensors.index.json").write_text('{"weight_map": {"w": "../t/x.safetensors"}}')
     with pytest.raises(StorageError, match="outside the folder"):
         Checkpoint(tmp_path / "a")
     for path in (tmp_path / "a").glob("*.safetensors"):

@@ -39,9 +39,7 @@ class Delta(Mapping[str, Entry]):
     the delta applies to any model its names and shapes fit. A sum keeps the bases of both sides.
     """
 
-    def __init__(
-        self, entries: Mapping[str, Entry | Tensor], base: str | Callable[[], str] | None = None
-    ) -> None:
+    def __init__(self, entries: Mapping[str, Entry | Tensor], base: str | Callable[[], str] | None = None) -> None:
         self._entries = {k: Dense(v) if isinstance(v, Tensor) else v for k, v in entries.items()}
         self._bases: tuple[str | Callable[[], str], ...] = () if base is None else (base,)
 
@@ -153,9 +151,7 @@ class Delta(Mapping[str, Entry]):
         kept = self._like({name: entry for name, entry in self.items() if name not in masks})
         return kept + self.mask(rest) + other.mask(masks)
 
-    def to_lowrank(
-        self, rank: int | None = None, energy: float | None = None, *, pattern: str | None = None
-    ) -> Delta:
+    def to_lowrank(self, rank: int | None = None, energy: float | None = None, *, pattern: str | None = None) -> Delta:
         """The best low-rank approximation of every matrix: its error is the norm of the discarded singular
         values.
 

@@ -85,9 +85,7 @@ class Entry(ABC):
         rank = int(torch.linalg.matrix_rank(matrix)) if matrix.numel() else 0
         noise = torch.randn(matrix.shape, generator=generator, dtype=matrix.dtype)
         if rank < min(matrix.shape):
-            noise = noise[:, :rank] @ torch.randn(
-                rank, matrix.shape[1], generator=generator, dtype=matrix.dtype
-            )
+            noise = noise[:, :rank] @ torch.randn(rank, matrix.shape[1], generator=generator, dtype=matrix.dtype)
         return Dense(with_norm(noise, self.norm()).reshape(self.shape).to(self.dtype))
 
     @property
@@ -200,9 +198,7 @@ class Sparse(Entry, kind="sparse"):
         return torch.linalg.vector_norm(self.values, dtype=wide(self.dtype)).item()
 
     def random_like(self, generator: Generator) -> Sparse:
-        indices = (
-            torch.randperm(math.prod(self.shape), generator=generator)[: len(self.indices)].sort().values
-        )
+        indices = torch.randperm(math.prod(self.shape), generator=generator)[: len(self.indices)].sort().values
         noise = torch.randn(len(indices), generator=generator, dtype=wide(self.dtype))
         return Sparse(indices, with_norm(noise, self.norm()).to(self.dtype), self.shape)
 

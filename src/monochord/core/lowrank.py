@@ -83,9 +83,7 @@ class LowRank(Entry, kind="lowrank"):
         left, right, scale = self.up, other.up, self.scale
         if self.scale != other.scale:
             left, right, scale = left * self.scale, right * other.scale, 1.0
-        return LowRank(
-            torch.cat((left, right), -1), torch.cat((self.down, other.down), self.up.ndim - 2), scale
-        )
+        return LowRank(torch.cat((left, right), -1), torch.cat((self.down, other.down), self.up.ndim - 2), scale)
 
     def add_to(self, weight: Tensor, scale: float = 1.0) -> None:
         up, down = (factor.to(weight.device) for factor in self._factors())

@@ -39,9 +39,7 @@ def targets_of(model: nn.Module, wanted: Mapping[str, Any]) -> dict[str, Tensor]
     return {name: parameters[name] for name in wanted}
 
 
-def check_fit(
-    weights: Mapping[str, Any], wanted: Mapping[str, Any], owner: str, *, strict: bool = True
-) -> None:
+def check_fit(weights: Mapping[str, Any], wanted: Mapping[str, Any], owner: str, *, strict: bool = True) -> None:
     """Raise `DeltaError` unless `weights` has every name of `wanted` (if `strict`) and the shapes agree."""
     for name, value in wanted.items():
         if name not in weights:

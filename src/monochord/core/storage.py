@@ -62,9 +62,7 @@ def load_tensors(
     return tensors, header.metadata
 
 
-def save_folder(
-    folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]
-) -> None:
+def save_folder(folder: str | os.PathLike[str], tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
     """Write `tensors.safetensors` and `config.json`.
 
     The configuration is also in the header of the tensors, which makes the pair atomic: `config.json` is for
@@ -77,9 +75,7 @@ def save_folder(
         file.write((json.dumps(config, indent=2) + "\n").encode())
 
 
-def load_folder(
-    folder: str | os.PathLike[str], *, strict: bool = True
-) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def load_folder(folder: str | os.PathLike[str], *, strict: bool = True) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what `save_folder` wrote: the tensors and the configuration."""
     folder = Path(folder)
     if not folder.is_dir():

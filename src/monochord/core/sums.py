@@ -92,18 +92,14 @@ def build_entry(tensors: dict[str, Tensor], told: dict[str, Any]) -> Entry:
     kind = told.get("kind")
     if kind not in Entry.kinds:
         known = ", ".join(sorted(Entry.kinds))
-        raise ValueError(
-            f"unknown kind of entry {kind!r}: import the module that defines it (known: {known})"
-        )
+        raise ValueError(f"unknown kind of entry {kind!r}: import the module that defines it (known: {known})")
     try:
         return Entry.kinds[kind].build(tensors, {key: value for key, value in told.items() if key != "kind"})
     except KeyError as error:
         raise ValueError(f"a {kind} entry lacks {error}") from None
 
 
-def save_entries(
-    path: str | os.PathLike[str], entries: Mapping[str, Entry], metadata: Mapping[str, Any]
-) -> None:
+def save_entries(path: str | os.PathLike[str], entries: Mapping[str, Entry], metadata: Mapping[str, Any]) -> None:
     """Stream entries to one safetensors file. Lazy ones are read one at a time and saved as dense."""
     parts: list[tuple[str, str, torch.dtype, tuple[int, ...]]] = []
     told: dict[str, Any] = {}

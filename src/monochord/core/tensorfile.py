@@ -68,9 +68,7 @@ def read_header(path: str | os.PathLike[str]) -> Header:
             raise StorageError(f"{path} has a damaged header: {name!r} lies in the wrong place")
         end += place.nbytes
     if end != size:
-        raise StorageError(
-            f"{path} is {'truncated' if size < end else 'too long'}: {size} bytes instead of {end}"
-        )
+        raise StorageError(f"{path} is {'truncated' if size < end else 'too long'}: {size} bytes instead of {end}")
     return Header(tensors, metadata, notes.get("sha256"), size)
 
 
