@@ -94,10 +94,12 @@ def is_present(package: Package) -> bool:
 def _download(package: Package, folder: Path, tick: Tick) -> Path:
     """Let the registry's client put the artifact into `folder`; the file it made."""
     command = {"pypi": _pip, "pypi-source": _pip, "debian": _apt, "npm": _npm}[package.kind](package, folder)
-    if shutil.which(command[0]) is None:
-        raise FetchError(f"{package}: {command[0]} is not installed here; {_MISSING_TOOL[package.kind]}")
     before = set(folder.iterdir())
-    code, output = _run(command, folder, tick)
+    try:
+        code, output = _run(command, folder, tick)
+    except FileNotFoundError:
+        hint = _MISSING_CLIENT[package.kind]
+        raise FetchError(f"{package}: {command[0]} is not installed here; {hint}") from None
     made = [file for file in folder.iterdir() if file not in before and file.is_file()]
     if code != 0 or len(made) != 1:
         raise _failure(package, output)
@@ -155,10 +157,10 @@ def _run(command: list[str], folder: Path, tick: Tick) -> tuple[int, str]:
     return process.returncode, output
 
 
-_MISSING_TOOL = {
-    "pypi": "install it",
-    "pypi-source": "install it",
-    "debian": "it comes with Debian and Ubuntu: run this once there and copy the cache folder",
+_MISSING_CLIENT = {
+    "pypi": "install Python with pip",
+    "pypi-source": "install Python with pip",
+    "debian": "it comes with Debian and Ubuntu: fetch this there and copy the cache folder",
     "npm": "install Node.js, which brings it",
 }
 
@@ -174,8 +176,8 @@ def _failure(package: Package, output: str) -> FetchError:
     if package.kind == "debian" and re.search(r"Unable to locate|was not found|No packages found", output):
         hint = "run `apt-get update` (as root) to refresh the package lists"
         return FetchError(f"{package}: apt-get does not offer this version; {hint}, Debian 12 has it")
-    lines = [line.strip() for line in output.splitlines() if re.match(r"\s*(ERROR|E:|npm err)", line, re.I)]
-    said = (lines or output.strip().splitlines() or ["it printed nothing"])[-1 if lines else 0]
+    lines = re.findall(r"^\s*(?:ERROR:|E:|npm err\S*(?: code)?)\s*(.+)", output, re.I | re.M)
+    said = lines[-1] if lines else (output.strip().splitlines() or ["it printed nothing"])[-1]
     client = {"debian": "apt-get", "npm": "npm"}.get(package.kind, "pip")
     return FetchError(f"{package}: {client} could not fetch it ({said[:200]}); check the network and try again")
 
