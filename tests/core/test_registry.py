@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monochord.core import registry
-from monochord.core.registry import MethodError, build, catalog, describe, find, methods, split
+from monochord.core.registry import MethodError, build, catalog, describe, find, methods, parse_call, split
 
 BASE = """
 from dataclasses import dataclass
@@ -143,7 +143,7 @@ def test_tuners_pass_through():
         ("high-rank(rank 1)", "can't read the arguments"),
         ("high-rank || ia3", "has an empty part beside a '|'"),
         ("", "has an empty part"),
-        ("4rank", "can't read the method '4rank'"),
+        ("4rank", "can't read '4rank'"),
         ("high-rank(rank=1, rank=2)", "high-rank: rank is given twice"),
         ("needs(width=1)", "needs: depth must be given"),
         ("ia3(x=1)", "ia3: no argument x, it takes none"),
@@ -175,6 +175,13 @@ settings = st.fixed_dictionaries(
         "limit": st.none() | st.integers(),
     },
 )
+
+
+def test_a_call_is_read_without_a_registry():
+    assert parse_call(" movie-reviews(source='imdb', n=3) ") == ("movie-reviews", {"source": "imdb", "n": 3})
+    assert parse_call("x") == ("x", {})
+    with pytest.raises(MethodError, match=r"x: source=imdb is not a literal value \(text needs quotes"):
+        parse_call("x(source=imdb)")
 
 
 @given(settings)

@@ -51,9 +51,7 @@ def test_one_value_has_no_interval():
     assert str(mean_interval([0.5, 0.7])) == "0.6 ± 1.3"
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"), [([], "no values"), ([1.0, math.nan], "1 of 2 values are not finite")]
-)
+@pytest.mark.parametrize(("values", "reason"), [([], "no values"), ([1.0, math.nan], "1 of 2 values are not finite")])
 def test_bad_values_are_named(values, reason):
     with pytest.raises(ValueError, match=reason):
         mean_interval(values)

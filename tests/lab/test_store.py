@@ -134,9 +134,7 @@ def test_sigkill_loses_nothing_finished(tmp_path):
 def test_runs_keep_settings_and_summary(store):
     store.save_run("r", "compare", {"model": "tiny"})
     store.save_run("r", "compare", {"model": "tiny"}, {"best": math.nan})
-    assert store.runs() == [
-        {"key": "r", "kind": "compare", "settings": {"model": "tiny"}, "summary": {"best": None}}
-    ]
+    assert store.runs() == [{"key": "r", "kind": "compare", "settings": {"model": "tiny"}, "summary": {"best": None}}]
 
 
 def test_a_file_that_is_no_store_is_named(tmp_path):

@@ -85,9 +85,7 @@ def build(spec: Any) -> Any:
     """
     if not isinstance(spec, str):
         if isinstance(spec, type) or not callable(getattr(spec, "plan", None)):
-            kind = (
-                f"the class {spec.__name__}" if isinstance(spec, type) else f"{type(spec).__name__} {spec!r}"
-            )
+            kind = f"the class {spec.__name__}" if isinstance(spec, type) else f"{type(spec).__name__} {spec!r}"
             raise MethodError(f"a method is a name such as 'lora(rank=4)' or a tuner object, got {kind}")
         return spec
     built: Any = None
@@ -101,6 +99,18 @@ def build(spec: Any) -> Any:
         tuner = tuner_type(**{key: ast.literal_eval(node) for key, node in arguments})
         built = tuner if built is None else built | tuner
     return built
+
+
+def parse_call(text: str) -> tuple[str, dict[str, Any]]:
+    """`"movie-reviews(source='imdb')"` as its name and literal arguments. Raises `MethodError`."""
+    name, arguments = _parse(text.strip())
+    values = {}
+    for key, node in arguments:
+        try:
+            values[key] = ast.literal_eval(node)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise MethodError(f"{name}: {_not_literal(key, node)}") from None
+    return name, values
 
 
 def describe(tuner: Any) -> str:
@@ -152,7 +162,7 @@ def split(text: str, separator: str) -> list[str]:
 def _parse(part: str) -> tuple[str, list[tuple[str, ast.expr]]]:
     match = re.fullmatch(r"([A-Za-z][\w.-]*)\s*(\(.*\))?", part, re.DOTALL)
     if match is None:
-        raise MethodError(f"can't read the method {part!r}: write a name, or name(argument=value, ...)")
+        raise MethodError(f"can't read {part!r}: write a name, or name(argument=value, ...)")
     name, brackets = match.groups()
     if brackets is None:
         return name, []
@@ -184,20 +194,22 @@ def _problems(tuner_type: Any, arguments: list[tuple[str, ast.expr]]) -> Iterato
         try:
             value = ast.literal_eval(node)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            text = ast.unparse(node)
-            yield f"{name}={text} is not a literal value (text needs quotes: {name}={text!r})"
+            yield _not_literal(name, node)
             continue
         kind = known[name].type
         wanted = kind.__name__ if isinstance(kind, type) else str(kind)
         if not _fits(value, wanted):
             yield f"{name} must be {wanted}, got {value!r}"
     missing = [
-        f.name
-        for f in known.values()
-        if f.default is MISSING and f.default_factory is MISSING and f.name not in seen
+        f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING and f.name not in seen
     ]
     if missing:
         yield f"{', '.join(missing)} must be given"
+
+
+def _not_literal(name: str, node: ast.expr) -> str:
+    text = ast.unparse(node)
+    return f"{name}={text} is not a literal value (text needs quotes: {name}={text!r})"
 
 
 _KINDS: dict[str, tuple[type, ...]] = {

@@ -163,9 +163,7 @@ def _by_block(arms: Sequence[Arm], field: str, note: str) -> Figure:
             label=arm["name"].replace("$", r"\$"),
         )
     if field == "overlap":
-        chance = next(
-            ([b["overlap_chance"] for b in a["blocks"]] for a in arms if a["blocks"] and _has(a, field)), []
-        )
+        chance = next(([b["overlap_chance"] for b in a["blocks"]] for a in arms if a["blocks"] and _has(a, field)), [])
         dots = [(i, v) for i, v in enumerate(chance) if v is not None]
         if dots:
             axes.plot(*zip(*dots, strict=True), color=FAINT, linestyle=":", linewidth=1.5)
@@ -175,9 +173,7 @@ def _by_block(arms: Sequence[Arm], field: str, note: str) -> Figure:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("block")
     axes.set_ylabel(note)
-    figure.legend(
-        loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.2
-    )
+    figure.legend(loc="outside lower center", ncols=3, frameon=False, fontsize=8.5, handlelength=1.6, columnspacing=1.2)
     return figure
 
 
@@ -199,13 +195,9 @@ def _dressed(arms: Sequence[Arm]) -> list[tuple[Arm, str, str]]:
     return [(arm, *looks[arm["name"]]) for arm in arms]
 
 
-def _point(
-    axes: Axes, x: float, y: Summary, scale: Callable[[float], float], colour: str, marker: str
-) -> None:
+def _point(axes: Axes, x: float, y: Summary, scale: Callable[[float], float], colour: str, marker: str) -> None:
     if y["low"] is not None and y["high"] is not None:
-        axes.plot(
-            [x, x], [scale(y["low"]), scale(y["high"])], color=colour, alpha=0.55, linewidth=1.2, zorder=2
-        )
+        axes.plot([x, x], [scale(y["low"]), scale(y["high"])], color=colour, alpha=0.55, linewidth=1.2, zorder=2)
     axes.plot([x], [scale(y["mean"])], color=colour, marker=marker, markersize=7, zorder=3)
 
 
@@ -243,9 +235,7 @@ def _label(axes: Axes, points: Sequence[tuple[float, float, str, str]], *, log_x
             )
             box = _text_box(text, renderer)
             cost = sum(10.0 for other in taken if box.overlaps(other))
-            cost += sum(
-                6.0 for dot in dots if box.x0 - 4 < dot[0] < box.x1 + 4 and box.y0 - 4 < dot[1] < box.y1 + 4
-            )
+            cost += sum(6.0 for dot in dots if box.x0 - 4 < dot[0] < box.x1 + 4 and box.y0 - 4 < dot[1] < box.y1 + 4)
             inside = frame.x0 <= box.x0 and box.x1 <= frame.x1 and frame.y0 <= box.y0 and box.y1 <= frame.y1
             cost += 0 if inside else 8.0
             if best is None or cost < best[0]:

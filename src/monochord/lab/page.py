@@ -64,16 +64,10 @@ def _html_table(results: Results) -> str:
     for arm in results["arms"]:
         title = f' title="{_e(arm["method"])}"' if arm["method"] != arm["name"] else ""
         cells = "".join(f"<td>{_e(show(arm))}</td>" for _, show in columns[1:])
-        rows.append(
-            f"<tr{' class=best' if arm is best else ''}><th{title}>{_e(arm['name'])}</th>{cells}</tr>"
-        )
+        rows.append(f"<tr{' class=best' if arm is best else ''}><th{title}>{_e(arm['name'])}</th>{cells}</tr>")
     for name, text in controls(results):
-        rows.append(
-            f"<tr class=control><th>{_e(name)}</th><td colspan={len(columns) - 1}>{_e(text)}</td></tr>"
-        )
-    return (
-        f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
-    )
+        rows.append(f"<tr class=control><th>{_e(name)}</th><td colspan={len(columns) - 1}>{_e(text)}</td></tr>")
+    return f"<div class=scroll><table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
 
 
 def _table_note(results: Results) -> str:

@@ -58,9 +58,7 @@ class Progress:
         if self._bar is not None:
             self._bar.advance(self._task)
         elif self.shown and not resumed:
-            print(
-                f"[{self.ran + self.resumed}/{self.total}] {self._line(record)}", file=sys.stderr, flush=True
-            )
+            print(f"[{self.ran + self.resumed}/{self.total}] {self._line(record)}", file=sys.stderr, flush=True)
         if self._bar is not None and record.state != DONE:
             self._bar.console.print(f"[red]{self._line(record)}", highlight=False, markup=True)
 

@@ -34,9 +34,7 @@ class BlockChange(TypedDict):
 
     block: str  # "blocks.3"
     norm: float | None  # Frobenius norm of the weight change over that of the weights
-    rank: (
-        float | None
-    )  # effective rank of the change: exp of the entropy of its singular values, mean of its matrices
+    rank: float | None  # effective rank of the change: exp of the entropy of its singular values, mean of its matrices
     overlap: float | None  # share of the change inside the top singular subspace of the base's weights
     overlap_chance: float | None  # the same share for a change in random directions
     cka: float | None  # linear CKA of the block's output with the base's; 1 is unchanged

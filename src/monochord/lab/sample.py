@@ -44,18 +44,14 @@ def sample() -> Results:
         retention_base=0.81,
         reference="full",
         arms=arms,
-        failures=[
-            {"label": "lora(rank=9999), rate 0.001, seed 0", "reason": "ValueError: rank=9999 does not fit"}
-        ],
+        failures=[{"label": "lora(rank=9999), rate 0.001, seed 0", "reason": "ValueError: rank=9999 does not fit"}],
         settings={"model": "sample", "data": "sample", "steps": 48, "seeds": [0, 1, 2], "batch_size": 16},
         versions={"monochord": "0", "torch": "0"},
         seconds=412.0,
     )
 
 
-def _trial(
-    score: float, retention: float, parameters: int, norm: float, rank: float, chance: random.Random
-) -> Record:
+def _trial(score: float, retention: float, parameters: int, norm: float, rank: float, chance: random.Random) -> Record:
     blocks: list[BlockChange] = []
     for i in range(6):
         size = norm * (1 + 0.25 * i) * math.exp(chance.gauss(0, 0.05))

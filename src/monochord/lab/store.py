@@ -98,9 +98,7 @@ class Store:
 
     def add(self, key: str, target: str, arguments: Mapping[str, Any], *, label: str, code: str = "") -> None:
         """Know of a trial; one that is already known stays as it is."""
-        row = TrialRow(
-            key=key, target=target, label=label, arguments=dict(arguments), code=code, created=_now()
-        )
+        row = TrialRow(key=key, target=target, label=label, arguments=dict(arguments), code=code, created=_now())
         with contextlib.suppress(IntegrityError), Session(self._engine) as session, session.begin():
             if session.get(TrialRow, key) is None:
                 session.add(row)  # another process may add it in between: then theirs stays
@@ -127,17 +125,13 @@ class Store:
         """Give a trial back that was claimed and not finished."""
         with Session(self._engine) as session, session.begin():
             session.execute(
-                update(TrialRow)
-                .where(TrialRow.key == key, TrialRow.state == RUNNING)
-                .values(state=PENDING, owner=None)
+                update(TrialRow).where(TrialRow.key == key, TrialRow.state == RUNNING).values(state=PENDING, owner=None)
             )
 
     def release_dead(self) -> int:
         """Give back the trials of this machine's processes that are no more; how many there were."""
         with Session(self._engine) as session:
-            rows = session.execute(
-                select(TrialRow.key, TrialRow.owner).where(TrialRow.state == RUNNING)
-            ).all()
+            rows = session.execute(select(TrialRow.key, TrialRow.owner).where(TrialRow.state == RUNNING)).all()
         dead = [key for key, owner in rows if owner and not is_alive(owner)]
         for key in dead:
             self.release(key)
@@ -175,9 +169,7 @@ class Store:
         """Every run as a dictionary, oldest first."""
         with Session(self._engine) as session:
             rows = session.scalars(select(RunRow).order_by(RunRow.created)).all()
-            return [
-                {"key": r.key, "kind": r.kind, "settings": r.settings, "summary": r.summary} for r in rows
-            ]
+            return [{"key": r.key, "kind": r.kind, "settings": r.settings, "summary": r.summary} for r in rows]
 
     def close(self) -> None:
         self._engine.dispose()
