@@ -18,11 +18,11 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Tuner:
     def plan(self, model, generator): ...
-    def __or__(self, other): return Both((self, other))
+    def __or__(self, other): return Both((*getattr(self, 'tuners', (self,)), other))
 
 @dataclass(frozen=True)
 class Both(Tuner):
-    parts: tuple
+    tuners: tuple
 """
 HIGH_RANK = '''
 """A file."""
@@ -115,7 +115,8 @@ def test_arguments_are_literals():
 
 def test_specs_compose():
     both = build("high-rank(rank=2) | prompt-tokens|ia3")
-    assert [type(p).__name__ for p in both.parts[0].parts] == ["HighRank", "PromptTokens"]
+    assert [type(t).__name__ for t in both.tuners] == ["HighRank", "PromptTokens", "IA3"]
+    assert describe(both) == "high-rank(rank=2) | prompt-tokens | ia3"
 
 
 def test_tuners_pass_through():

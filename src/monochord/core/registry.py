@@ -42,6 +42,10 @@ class Method:
     def full_name(self) -> str:
         return f"{self.family}.{self.name}"
 
+    @property
+    def class_name(self) -> str:
+        return self.target.rpartition(":")[2]
+
     def load(self) -> Any:
         """Import the class behind the name."""
         module, _, attribute = self.target.partition(":")
@@ -68,8 +72,7 @@ def find(name: str) -> Method:
         if wanted in (method.name, method.full_name):
             return method
     for method in _all():
-        class_name = method.target.rpartition(":")[2]
-        if wanted in (class_name.lower(), _kebab(class_name)):
+        if wanted in (method.class_name.lower(), _kebab(method.class_name)):
             return method
     names = methods()
     near = get_close_matches(wanted, names, n=1, cutoff=0.4)
@@ -116,6 +119,8 @@ def parse_call(text: str) -> tuple[str, dict[str, Any]]:
 def describe(tuner: Any) -> str:
     """The shortest spec of a tuner: its name and the arguments that are not at their defaults."""
     kind = type(tuner)
+    if parts := getattr(tuner, "tuners", None):  # several, composed
+        return " | ".join(map(describe, parts))
     known = {method.target: method.name for method in _all()}
     name = known.get(f"{kind.__module__}:{kind.__qualname__}", _kebab(kind.__qualname__))
     if not is_dataclass(tuner):
