@@ -119,7 +119,12 @@ def methods(
 
     found = catalog(pattern)
     if as_json:
-        _print_json([{"name": m.name, "family": m.family, "class": m.target, "summary": m.summary} for m in found])
+        _print_json(
+            [
+                {"name": m.name, "family": m.family, "class": m.target, "summary": m.summary, "paper": m.paper}
+                for m in found
+            ]
+        )
         return
     if not found:
         raise ValueError(f"no method matches {pattern!r}: `monochord methods` lists all")

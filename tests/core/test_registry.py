@@ -25,16 +25,17 @@ class Both(Tuner):
     tuners: tuple
 """
 HIGH_RANK = '''
-"""A file."""
+"""Add a change of high rank. More words.
+
+From "High ranks
+reach higher", May 1, 2024, and "Another", May 2, 2024.
+"""
 from dataclasses import dataclass
 from toy_family._base import Tuner
 
 @dataclass(frozen=True)
 class HighRank(Tuner):
-    """Add a change
-    of high rank.
-
-    More words."""
+    """Details."""
 
     rank: int = 8
     alpha: float = 16.0
@@ -84,6 +85,7 @@ def test_names_come_from_files_or_classes():
     assert methods("toy.p*") == ["prompt-tokens"]
     assert methods("nothing") == []
     assert find("high-rank").summary == "Add a change of high rank."
+    assert find("high-rank").paper == "High ranks reach higher, May 1, 2024"
 
 
 def test_listing_imports_nothing(toy_family):
@@ -98,7 +100,7 @@ def test_listing_imports_nothing(toy_family):
     assert result.stdout.strip() == "[]", result.stderr
 
 
-@pytest.mark.parametrize("name", ["high-rank", "high_rank", "HighRank", "toy.high-rank", " highrank "])
+@pytest.mark.parametrize("name", ["high-rank", "high_rank", "HighRank", "toy.high-rank", " highrank ", "high"])
 def test_a_method_has_several_spellings(name):
     assert type(build(name)).__name__ == "HighRank"
 

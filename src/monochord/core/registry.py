@@ -12,7 +12,7 @@ import ast
 import importlib
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import MISSING, dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -36,7 +36,8 @@ class Method:
     name: str  # "last-layer"
     family: str  # "adapt", or the distribution it comes from
     target: str  # "monochord.adapt.last_layer:LastLayer"
-    summary: str = ""  # first line of its docstring
+    summary: str = ""  # first sentence of its file
+    paper: str = ""  # 'Title, date' where the file names one
 
     @property
     def full_name(self) -> str:
@@ -66,7 +67,10 @@ def catalog(pattern: str = "*") -> list[Method]:
 
 
 def find(name: str) -> Method:
-    """The method with this name, full name or class name. Raises `MethodError` with the nearest one."""
+    """The method with this name, full name, class name, or the only one with this word in its name.
+
+    Raises `MethodError` with the nearest name.
+    """
     wanted = name.strip().lower().replace("_", "-")
     for method in _all():
         if wanted in (method.name, method.full_name):
@@ -74,7 +78,10 @@ def find(name: str) -> Method:
     for method in _all():
         if wanted in (method.class_name.lower(), _kebab(method.class_name)):
             return method
-    names = methods()
+    of_word = [method for method in _all() if wanted in method.name.split("-")]
+    if len(of_word) == 1:
+        return of_word[0]
+    names = [method.name for method in of_word] or methods()
     near = get_close_matches(wanted, names, n=1, cutoff=0.4)
     hint = f"did you mean {near[0]}?" if near else f"choose from {', '.join(names) or 'none installed'}"
     raise MethodError(f"unknown method {name.strip()!r}: {hint}")
@@ -251,9 +258,7 @@ def _all() -> tuple[Method, ...]:
         found.setdefault(f"{family}.{entry.name}", Method(entry.name, family, entry.value))
     names = [method.name for method in found.values()]
     unique = (
-        method
-        if names.count(method.name) == 1 or method.family in FAMILIES
-        else Method(method.full_name, method.family, method.target, method.summary)
+        method if names.count(method.name) == 1 or method.family in FAMILIES else replace(method, name=method.full_name)
         for method in found.values()
     )
     return tuple(sorted(unique, key=lambda method: method.name))
@@ -269,9 +274,11 @@ def _family(family: str, package: str, base: str) -> Iterator[Method]:
             tree = ast.parse(path.read_text(encoding="utf-8"))
             classes = list(_public_classes(tree, base))
             for node in classes:
-                name = path.stem.replace("_", "-") if len(classes) == 1 else _kebab(node.name)
-                summary = _first_line(ast.get_docstring(node))
-                yield Method(name, family, f"{package}.{path.stem}:{node.name}", summary)
+                alone = len(classes) == 1
+                name = path.stem.replace("_", "-") if alone else _kebab(node.name)
+                told = ast.get_docstring(tree if alone and ast.get_docstring(tree) else node)
+                target = f"{package}.{path.stem}:{node.name}"
+                yield Method(name, family, target, _first_sentence(told), _paper(told))
 
 
 def _public_classes(tree: ast.Module, base: str) -> Iterable[ast.ClassDef]:
@@ -282,8 +289,15 @@ def _public_classes(tree: ast.Module, base: str) -> Iterable[ast.ClassDef]:
                 yield node
 
 
-def _first_line(docstring: str | None) -> str:
-    return (docstring or "").strip().partition("\n\n")[0].replace("\n", " ")
+def _first_sentence(docstring: str | None) -> str:
+    paragraph = (docstring or "").strip().partition("\n\n")[0].replace("\n", " ")
+    return re.split(r"(?<=\.) ", paragraph)[0]
+
+
+def _paper(docstring: str | None) -> str:
+    """The first title and date in the way files give them: `"Title", March 1, 2024`."""
+    match = re.search(r'"([^"]+)",\s+([A-Z][a-z]+ \d{1,2}, \d{4})', docstring or "")
+    return " ".join(f"{match[1]}, {match[2]}".split()) if match else ""
 
 
 def _kebab(name: str) -> str:
