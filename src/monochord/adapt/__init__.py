@@ -1,1 +1,23 @@
+"""Ways to tune a network, one a file. `mc.methods()` lists them; `mc.adapt.LoRA` is the class."""
 
+from monochord.adapt.bitfit import BitFit
+from monochord.adapt.bottleneck_adapter import BottleneckAdapter
+from monochord.adapt.dora import DoRA
+from monochord.adapt.full_tuning import FullTuning
+from monochord.adapt.half_tuning import HalfTuning
+from monochord.adapt.ia3 import IA3
+from monochord.adapt.last_layer import LastLayer
+from monochord.adapt.lora import LoRA
+from monochord.adapt.prompt_tokens import PromptTokens
+
+__all__ = [
+    "IA3",
+    "BitFit",
+    "BottleneckAdapter",
+    "DoRA",
+    "FullTuning",
+    "HalfTuning",
+    "LastLayer",
+    "LoRA",
+    "PromptTokens",
+]

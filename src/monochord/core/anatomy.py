@@ -45,9 +45,7 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
 def own_modules(model: nn.Module) -> Modules:
     """The modules of the model itself by dotted name: without attachments and torch's parametrizations."""
     return {
-        name: module
-        for name, module in model.named_modules()
-        if not {OURS, "parametrizations"} & set(name.split("."))
+        name: module for name, module in model.named_modules() if not {OURS, "parametrizations"} & set(name.split("."))
     }
 
 

@@ -12,20 +12,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monochord.core.anatomy import OURS
+from monochord.core.changes import Unfrozen
 from monochord.core.merge import Saved, fold, restore, unmergeable
-from monochord.core.modification import Apply, Modification, Unfrozen, WeightModification
+from monochord.core.modification import Apply, Modification, WeightModification
 from monochord.core.narrowing import active, needs_call, put
 from monochord.core.ports import Call, Handle, Inputs, first_tensor, install
 from monochord.core.prompt import Prompt, install_prompt
 from monochord.core.receipt import Receipt
 from monochord.core.sites import Site, SiteError, resolve
+from monochord.core.switch import Switch
 from monochord.core.weights import install_weights
 
 Change = Modification | Callable[[Tensor], Tensor]
@@ -74,11 +76,10 @@ class Attachment:
     ) -> None:
         self.model: nn.Module = getattr(model, "_orig_mod", model)
         self.placements = [(site, change.bind(site, self.model)) for site, change in placements]
-        self.name = self._register(name)
         self.receipt = Receipt.of(self.model, self.placements)
-        self._strength: float | Tensor | None = 1.0
+        self.switch = Switch()
+        self.name = self._register(name)
         self._merged: Saved | None = None
-        self._fired: set[int] = set()
         self._handles: list[Handle] = []
         self._call = Call(self.model, roles) if any(needs_call(s.selector) for s, _ in placements) else None
         try:
@@ -86,7 +87,8 @@ class Attachment:
         except BaseException:
             self.detach()
             raise
-        _recompile()
+        if "torch._dynamo" in sys.modules:  # a hook put on after compilation would be ignored: compile anew
+            sys.modules["torch._dynamo"].reset()
 
     def __enter__(self) -> Attachment:
         return self
@@ -95,42 +97,41 @@ class Attachment:
         self.detach()
 
     def __repr__(self) -> str:
-        return f"Attachment({self.name!r}: {self.receipt})"
+        return f"{type(self).__name__}({self.name!r}: {self.receipt})"
 
     # ------------------------------------------------------------ switching
 
     @property
     def enabled(self) -> bool:
         """Whether the modifications act."""
-        return self._strength is not None
+        return self.switch.strength is not None
 
     def disable(self) -> None:
         """Let the model run as if nothing were attached."""
-        if self._strength is not None:
-            self._switch(False)
+        if self.enabled:
+            self._turn(None)
 
     def enable(self) -> None:
         """Let the modifications act (again)."""
-        if self._strength is None and self._merged is None:
-            self._switch(True)
+        if not self.enabled and self._merged is None:
+            self._turn(1.0)
 
     @contextlib.contextmanager
     def disabled(self) -> Iterator[nn.Module]:
         """The model without this attachment for the length of a block: the reference without a second copy."""
-        before = self._strength
+        before = self.switch.strength
         self.disable()
         try:
             yield self.model
         finally:
             if before is not None:
-                self.enable()
-                self._strength = before
+                self._turn(before)
 
     def weigh(self, strength: float | Tensor) -> None:
         """Scale every modification: one number, or one an example, shape (batch,), which routes by example."""
         if any(isinstance(m, (Unfrozen, Prompt)) for _, m in self.placements):
             raise ValueError("weights trained in place and prompts are on or off: use enable() and disable()")
-        self._strength = strength
+        self.switch.strength = strength
 
     def detach(self) -> nn.Module:
         """Take everything off: the model is bit-identical to what it was, parameter order included."""
@@ -156,7 +157,7 @@ class Attachment:
     @property
     def mergeable(self) -> bool:
         """Whether every modification can be written into the model's own weights."""
-        return all(_foldable(s, m, self.model) for s, m in self.placements)
+        return unmergeable(self.placements, self.model) is None
 
     def merge(self, verify: Mapping[str, Any] | None = None, tied: str | None = None) -> float | None:
         """Write the modifications into the model's weights; `unmerge()` or `detach()` restores them exactly.
@@ -167,12 +168,12 @@ class Attachment:
         """
         if self._merged is not None:
             raise ValueError(f"{self.name!r} is merged already: unmerge() first")
-        fixed = unmergeable(self.placements, self.model)
-        if fixed:
-            raise ValueError(fixed)
+        reason = unmergeable(self.placements, self.model)
+        if reason:
+            raise ValueError(reason)
         before = self._output(verify) if verify is not None else None
-        self._merged = fold(self.placements, self.model, self._strength, tied)
-        self._kept, self._strength = self._strength, None
+        self._merged = fold(self.placements, self.model, self.switch.strength, tied)
+        self._kept, self.switch.strength = self.switch.strength, None
         return None if before is None else float((self._output(verify) - before).abs().max())
 
     def unmerge(self) -> None:
@@ -180,14 +181,16 @@ class Attachment:
         if self._merged is None:
             raise ValueError(f"{self.name!r} is not merged")
         restore(self.model, self._merged)
-        self._merged, self._strength = None, self._kept
+        self._merged, self.switch.strength = None, self._kept
 
     @torch.no_grad()
     def _output(self, batch: Mapping[str, Any] | None) -> Tensor:
         training = self.model.training
         self.model.eval()
         try:
-            return first_tensor(_scored(self.model(**(batch or {})))).float()
+            output = self.model(**(batch or {}))
+            logits = getattr(output, "logits", None)
+            return (logits if isinstance(logits, Tensor) else first_tensor(output)).float()
         finally:
             self.model.train(training)
 
@@ -213,67 +216,67 @@ class Attachment:
     def _install(self) -> None:
         weights = []
         for i, (site, change) in enumerate(self.placements):
-            fired = partial(self._fired.add, i)
             if isinstance(change, Prompt):
-                self._handles += install_prompt(self.model, site, change, lambda: self._strength is not None, fired)
+                self._handles += install_prompt(self.model, site, change, self.switch, i)
             elif isinstance(change, WeightModification):
                 if site.port != "weight":
                     raise SiteError(f"{type(change).__name__} changes weights, and {site} is none: name a parameter")
-                weights.append((site, change, fired))
+                weights.append((i, site, change))
             else:
-                act = self._act(site, change, fired)
+                act = _Act(i, site, change, self.switch, self._call)
                 self._handles += install(self.model, site, act, reads=change.reads != "value")
-        self._handles += install_weights(self.model, weights, lambda: self._strength)
+        self._handles += install_weights(self.model, weights, self.switch)
         self._checker = self.model.register_forward_hook(self._check)
         self._handles.append(self._checker)
 
-    def _act(
-        self, site: Site, change: Modification, fired: Callable[[], None]
-    ) -> Callable[[Tensor, Inputs | None], Tensor | None]:
-        reads, selected = change.reads, bool(site.selector)
-
-        def act(value: Tensor, inputs: Inputs | None) -> Tensor | None:
-            strength = self._strength
-            if strength is None:
-                return None
-            fired()
-            if reads == "input":
-                new = change(value, _first_input(inputs))
-            elif reads == "call":
-                args, kwargs = inputs or ((), {})
-                new = change(value, *args, **kwargs)
-            elif not selected:
-                new = change(value)
-            elif active(site, self._call):
-                new = put(value, site, self._call, change)
-            else:
-                return None
-            if isinstance(strength, float) and strength == 1.0:
-                return new
-            if isinstance(strength, Tensor):
-                strength = strength.to(value).reshape(-1, *(1,) * (value.dim() - 1))
-            return value + strength * (new - value)
-
-        return act
-
     def _check(self, model: nn.Module, args: Any, output: Any) -> None:
         """After the first forward that the modifications took part in: every site must have been reached."""
-        if self._strength is None:
+        if not self.enabled:
             return
-        silent = [s for i, (s, _) in enumerate(self.placements) if i not in self._fired and not _optional(s)]
+        reached = self.switch.reached
+        silent = [s for i, (s, _) in enumerate(self.placements) if i not in reached and not _optional(s)]
         if silent:
             raise SiteError(
                 f"{silent[0]} was never reached in the first forward ({len(silent)} of {len(self.placements)} sites): "
-                "this module is not called in this kind of run; choose another site"
+                "this module is not called in this kind of run, choose another site"
             )
         self._checker.remove()  # once is enough
 
-    def _switch(self, on: bool) -> None:
-        """Set the strength to all or nothing; weights trained in place change sides."""
-        self._strength = 1.0 if on else None
+    def _turn(self, strength: float | Tensor | None) -> None:
+        """Set the strength; weights trained in place change sides with it."""
+        self.switch.strength = strength
         for _, change in self.placements:
             if isinstance(change, Unfrozen):
-                change.switch(on)
+                change.switch(strength is not None)
+
+
+@dataclass
+class _Act:
+    """What a modification does to the value that a hook hands it."""
+
+    number: int
+    site: Site
+    change: Modification
+    switch: Switch
+    call: Call | None
+
+    def __call__(self, value: Tensor, inputs: Inputs | None) -> Tensor | None:
+        switch, change = self.switch, self.change
+        if switch.strength is None:
+            return None
+        switch.reached.add(self.number)
+        if change.reads == "input":
+            new = change(value, _first_input(inputs))
+        elif change.reads == "call" and not self.site.selector:
+            args, kwargs = inputs or ((), {})
+            new = change(value, *args, **kwargs)
+        elif not self.site.selector:
+            new = change(value)
+        elif active(self.site, self.call):
+            new = put(value, self.site, self.call, change)
+        else:
+            return None
+        return switch.blend(value, new)
 
 
 def _home(model: nn.Module) -> nn.Module:
@@ -291,21 +294,7 @@ def _first_input(inputs: Inputs | None) -> Tensor:
     return args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
 
 
-def _foldable(site: Site, change: Modification, model: nn.Module) -> bool:
-    return isinstance(change, WeightModification) or change.fold(site, model) is not None
-
-
-def _scored(output: Any) -> Any:
-    return output.logits if getattr(output, "logits", None) is not None else output
-
-
 def _optional(site: Site) -> bool:
     """Sites that a forward may rightly pass by: experts that get no token, steps to come, gradients, caches."""
     s = site.selector
     return "experts" in site.name or s.steps is not None or s.call is not None or site.port in ("grad", "state")
-
-
-def _recompile() -> None:
-    """A hook put on a model that `torch.compile` has already compiled would be ignored: compile it anew."""
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()

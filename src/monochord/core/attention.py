@@ -23,47 +23,52 @@ from monochord.core.sites import Site
 _SOFTMAX = {F.softmax, torch.softmax, Tensor.softmax}
 
 
-def install_attention(model: nn.Module, site: Site, act: Callable[[Tensor], Tensor | None]) -> list[Any]:
+Act = Callable[[Tensor, Any], "Tensor | None"]
+
+
+def install_attention(model: nn.Module, site: Site, act: Act) -> list[Any]:
     """Run `act` on the scores or pattern (batch, heads, queries, keys) or heads of one attention module."""
     module = model.get_submodule(site.path)
-    output = getattr(module, "out_proj", None) if site.port == "heads" else None
-    modes: list[_Explicit] = []
-
-    def enter(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        value = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
-        modes.append(_Explicit(site, act, output, batch_first=getattr(module, "batch_first", True), like=value))
-        modes[-1].__enter__()
-
-    def leave(_: nn.Module, args: Any, result: Any) -> None:
-        if modes:  # the forward may have failed before this module was entered
-            mode = modes.pop()
-            mode.__exit__(None, None, None)
-            if not mode.seen and result is not None:
-                raise SiteError(
-                    f"{site} was never computed: this attention hides it; load the model with "
-                    'attn_implementation="sdpa" or "eager"'
-                )
-
+    watch = _Watch(site, act)
     return [
-        module.register_forward_pre_hook(enter, with_kwargs=True),
-        module.register_forward_hook(leave, always_call=True),
+        module.register_forward_pre_hook(watch.enter, with_kwargs=True),
+        module.register_forward_hook(watch.leave, always_call=True),
     ]
+
+
+class _Watch:
+    """Explicit attention for the length of one call of a module."""
+
+    def __init__(self, site: Site, act: Act) -> None:
+        self.site, self.act = site, act
+        self.modes: list[_Explicit] = []
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        value = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
+        output = getattr(module, "out_proj", None) if self.site.port == "heads" else None
+        batch = value.shape[0 if getattr(module, "batch_first", True) else 1] if value.dim() == 3 else 1
+        self.modes.append(_Explicit(self.site, self.act, output, batch))
+        self.modes[-1].__enter__()
+
+    def leave(self, module: nn.Module, args: Any, result: Any) -> None:
+        if not self.modes:  # the forward failed before this module was entered
+            return
+        mode = self.modes.pop()
+        mode.__exit__(None, None, None)
+        if not mode.seen and result is not None:
+            raise SiteError(
+                f"{self.site} was never computed: this attention hides it; load the model with "
+                'attn_implementation="sdpa" or "eager"'
+            )
 
 
 class _Explicit(TorchFunctionMode):
     """Replaces fused attention by its formula and shows scores, pattern or heads to `act`."""
 
-    def __init__(
-        self,
-        site: Site,
-        act: Callable[[Tensor], Tensor | None],
-        output: nn.Module | None,
-        batch_first: bool,
-        like: Tensor,
-    ) -> None:
+    def __init__(self, site: Site, act: Act, output: nn.Module | None, batch: int) -> None:
         super().__init__()
-        self.site, self.act, self.output, self.seen = site, act, output, False
-        self.batch = like.shape[0 if batch_first else 1] if like.dim() == 3 else 1
+        self.site, self.act, self.output, self.batch = site, act, output, batch
+        self.seen = False
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -115,7 +120,7 @@ class _Explicit(TorchFunctionMode):
             return value
         self.seen = True
         heads = self.site.heads.n_heads if self.site.heads else 1
-        new = self.act(value if value.dim() == 4 else value.unflatten(0, (-1, heads)))
+        new = self.act(value if value.dim() == 4 else value.unflatten(0, (-1, heads)), None)
         return value if new is None else new.reshape(value.shape)
 
     def _see_heads(self, value: Tensor) -> Tensor:
@@ -123,7 +128,7 @@ class _Explicit(TorchFunctionMode):
         self.seen = True
         assert self.site.heads is not None
         split = (self.site.heads.n_heads, self.site.heads.d_head)
-        new = self.act(value.reshape(-1, self.batch, *split).transpose(0, 1))
+        new = self.act(value.reshape(-1, self.batch, *split).transpose(0, 1), None)
         return value if new is None else new.transpose(0, 1).reshape(value.shape)
 
 

@@ -201,13 +201,13 @@ def _head_shape(
     sources = [s for s in (owner, getattr(owner, "config", None), getattr(model, "config", None)) if s is not None]
     n_heads = next((v for s in sources for key in _HEADS if isinstance(v := getattr(s, key, None), int)), 0)
     d_head = next((v for s in sources for key in _WIDTH if isinstance(v := getattr(s, key, None), int)), 0)
-    total = _widths(inside[output])[0] if output else (_widths(inside[group["v"]])[1] if "v" in group else 0)
+    total = widths(inside[output])[0] if output else (widths(inside[group["v"]])[1] if "v" in group else 0)
     if total and d_head and total % d_head == 0 and n_heads * d_head != total:
         n_heads = total // d_head
     if not n_heads or not total or total % n_heads:
         return None
     d_head = total // n_heads
-    kv = _widths(inside[group["k"]])[1] if "k" in group else (_widths(inside[group["qkv"]])[1] - total) // 2
+    kv = widths(inside[group["k"]])[1] if "k" in group else (widths(inside[group["qkv"]])[1] - total) // 2
     return HeadShape(n_heads, max(kv // d_head, 1), d_head)
 
 
@@ -243,8 +243,8 @@ def _mlp(found: Anatomy, name: str, path: str, inside: Modules, taken: set[str])
     """The pair that widens and comes back; where two maps widen, one is the gate."""
     dense = [p for p, m in inside.items() if p not in taken and linear_like(m)]
     for down in reversed(dense):
-        inner, outer = _widths(inside[down])
-        ups = [p for p in dense if p != down and _widths(inside[p]) in {(outer, inner), (outer, 2 * inner)}]
+        inner, outer = widths(inside[down])
+        ups = [p for p in dense if p != down and widths(inside[p]) in {(outer, inner), (outer, 2 * inner)}]
         if ups:
             break
     else:
@@ -259,7 +259,7 @@ def _mlp(found: Anatomy, name: str, path: str, inside: Modules, taken: set[str])
     found.add(f"{name}.mlp", Part.at(holder) if whole else Part(up, up, down))
     if gate:
         found.add(f"{name}.mlp.gate", Part.at(gate))
-    if _widths(inside[up])[1] == 2 * inner:
+    if widths(inside[up])[1] == 2 * inner:
         found.add(f"{name}.mlp.gate_up", Part.at(up))
         found.add(f"{name}.mlp.gate", Part.at(up, tuple(range(inner))))
         found.add(f"{name}.mlp.up", Part.at(up, tuple(range(inner, 2 * inner))))
@@ -284,7 +284,7 @@ def _common(paths: Sequence[str]) -> str:
     return ".".join(shared)
 
 
-def _widths(module: nn.Module) -> tuple[int, int]:
+def widths(module: nn.Module) -> tuple[int, int]:
     """(inputs, outputs) of a dense map."""
     if isinstance(module, nn.Linear):
         return module.in_features, module.out_features

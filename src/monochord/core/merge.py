@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from monochord.core.changes import Unfrozen
 from monochord.core.layers import rows_of
-from monochord.core.modification import Modification, Unfrozen, WeightModification
+from monochord.core.modification import Modification, WeightModification
 from monochord.core.sites import Site
 
 if TYPE_CHECKING:
@@ -18,9 +19,10 @@ Saved = dict[str, "Tensor | nn.Parameter"]
 
 
 def owned(module: nn.Module, name: str) -> nn.Parameter:
-    """The parameter `name` of `module` itself, below any parametrization."""
-    if name in module._parameters:
-        return module._parameters[name]  # type: ignore[return-value]
+    """The parameter (or buffer) `name` of `module` itself, below any parametrization."""
+    for held in (module._parameters, module._buffers):
+        if held.get(name) is not None:
+            return held[name]  # type: ignore[return-value]
     return module.parametrizations[name].original  # type: ignore[index, union-attr]
 
 
@@ -83,9 +85,7 @@ def _writable(
         return parameter
     others = [p for p in shared.get(id(parameter), []) if p != path]
     if others and tied not in ("both", "untie"):
-        raise ValueError(
-            f"{path} is tied to {others[0]}: pass tied='both' to change both or tied='untie' to part them"
-        )
+        raise ValueError(f"{path} is tied to {others[0]}: pass tied='both' to change both or tied='untie' to part them")
     if others and tied == "untie":
         saved[path] = parameter
         module._parameters[name] = nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)

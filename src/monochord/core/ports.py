@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -74,19 +75,23 @@ def install(model: nn.Module, site: Site, act: Act, *, reads: bool = False) -> l
     """Run `act` on the tensor of `site` in every forward of `model`; `reads` passes it the module's inputs."""
     module = model.get_submodule(site.module)
     if site.index is not None:
-        return [module.register_forward_pre_hook(_skip(site, act), with_kwargs=True)]
+        return [module.register_forward_pre_hook(_Skip(site.index, act), with_kwargs=True)]
     if site.port in ("pattern", "scores") or (site.port == "heads" and _packed(model, site)):
-        return install_attention(model, site, lambda value: act(value, None))
+        return install_attention(model, site, act)
     if site.port in ("in", "heads", "neurons"):
-        return [module.register_forward_pre_hook(_entering(site, act), with_kwargs=True)]
+        return [module.register_forward_pre_hook(_Entering(site, act), with_kwargs=True)]
     if site.port == "state":
-        return [module.register_forward_hook(_state(site, act), with_kwargs=True)]
+        return [module.register_forward_hook(_State(site, act), with_kwargs=True)]
     if site.port == "grad":
-        return [module.register_forward_hook(_gradient(act))]
-    leaving = _leaving(site, act)
+        return [module.register_forward_hook(_Gradient(act))]
+    leaving = _Leaving(site, act)
+    if reads and site.inlet is not None:
+        inlet = model.get_submodule(site.inlet)
+        entering = inlet.register_forward_pre_hook(leaving.enter, with_kwargs=True)
+        return [entering, module.register_forward_hook(leaving.with_kept)]
     if reads:
         return [module.register_forward_hook(leaving, with_kwargs=True)]
-    return [module.register_forward_hook(lambda m, args, output: leaving(m, None, None, output))]
+    return [module.register_forward_hook(leaving.plain)]
 
 
 def first_tensor(output: Any) -> Tensor:
@@ -113,46 +118,64 @@ def replace_first(output: Any, value: Tensor) -> Any:
     return output
 
 
-# ---------------------------------------------------------------- one function a kind of port
+# ---------------------------------------------------------------- one hook a kind of port
+# Objects and not closures: a deep copy of an attached model then carries hooks of its own.
 
 
-def _leaving(site: Site, act: Act) -> Callable[..., Any]:
-    rows: Any = None
+@dataclass
+class _Leaving:
+    """At a module's output, or at some rows of it."""
 
-    def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
-        nonlocal rows
+    site: Site
+    act: Act
+    rows: slice | Tensor | None = None
+    kept: Inputs | None = None
+
+    def plain(self, module: nn.Module, args: Any, output: Any) -> Any:
+        return self(module, None, None, output)
+
+    def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """At another module, whose input is the site's: keep it until the output comes."""
+        self.kept = (args, kwargs)
+
+    def with_kept(self, module: nn.Module, args: Any, output: Any) -> Any:
+        args, kwargs = self.kept or ((), {})
+        self.kept = None
+        return self(module, args, kwargs, output)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any, output: Any) -> Any:
         value = output if isinstance(output, Tensor) else first_tensor(output)
         inputs = None if args is None else (args, kwargs)
-        if site.rows is None:
-            new = act(value, inputs)
+        if self.site.rows is None:
+            new = self.act(value, inputs)
         else:
-            rows = rows_of(value, site.rows) if rows is None else rows
-            new = act(value[..., rows], inputs)
+            if self.rows is None:
+                self.rows = rows_of(value, self.site.rows)
+            new = self.act(value[..., self.rows], inputs)
             if new is not None:
                 whole = value.clone()
-                whole[..., rows] = new
+                whole[..., self.rows] = new
                 new = whole
         return None if new is None else replace_first(output, new)
 
-    return hook
 
+@dataclass
+class _Entering:
+    """At a module's first input, seen head by head for `:heads`."""
 
-def _entering(site: Site, act: Act) -> Callable[..., Any]:
-    heads = site.heads
+    site: Site
+    act: Act
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         key = None if args and isinstance(args[0], Tensor) else _first_keyword(kwargs)
         value = args[0] if key is None else kwargs[key]
-        if site.port == "heads" and heads is not None:
-            new = act(value.unflatten(-1, (heads.n_heads, heads.d_head)), (args, kwargs))
-            new = None if new is None else new.flatten(-2)
-        else:
-            new = act(value, (args, kwargs))
+        heads = self.site.heads if self.site.port == "heads" else None
+        seen = value if heads is None else value.unflatten(-1, (heads.n_heads, heads.d_head))
+        new = self.act(seen, (args, kwargs))
         if new is None:
             return None
+        new = new if heads is None else new.flatten(-2)
         return ((new, *args[1:]), kwargs) if key is None else (args, {**kwargs, key: new})
-
-    return hook
 
 
 def _first_keyword(kwargs: dict[str, Any]) -> str:
@@ -162,51 +185,60 @@ def _first_keyword(kwargs: dict[str, Any]) -> str:
     raise SiteError("this module was called without a tensor: its input can't be read or changed")
 
 
-def _gradient(act: Act) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
+@dataclass
+class _Gradient:
+    """At the gradient of a module's output."""
+
+    act: Act
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
         value = first_tensor(output)
         if value.requires_grad:
-            value.register_hook(lambda gradient: act(gradient, None))
+            value.register_hook(self._backward)
 
-    return hook
+    def _backward(self, gradient: Tensor) -> Tensor | None:
+        return self.act(gradient, None)
 
 
-def _state(site: Site, act: Act) -> Callable[..., Any]:
-    """The recurrent state after a call: second output of torch's recurrent layers, or the model's cache."""
+@dataclass
+class _State:
+    """At the recurrent state after a call: second output of torch's recurrent layers, or the model's cache."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+    site: Site
+    act: Act
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         if isinstance(module, nn.RNNBase):
             state = output[1]
-            new = act(state[0] if isinstance(state, tuple) else state, (args, kwargs))
+            new = self.act(state[0] if isinstance(state, tuple) else state, (args, kwargs))
             if new is None:
                 return None
             return output[0], (new, *state[1:]) if isinstance(state, tuple) else new
         cache = kwargs.get("cache_params", kwargs.get("past_key_values"))
         layer = getattr(module, "layer_idx", None)
         if cache is None or not hasattr(cache, "get_recurrent_state"):
-            raise SiteError(f"{site} has no state in this call: call the model with use_cache=True")
-        new = act(cache.get_recurrent_state(layer), (args, kwargs))
+            raise SiteError(f"{self.site} has no state in this call: call the model with use_cache=True")
+        new = self.act(cache.get_recurrent_state(layer), (args, kwargs))
         if new is not None:
             cache.update_recurrent_state(new, layer)
         return None
 
-    return hook
 
+@dataclass
+class _Skip:
+    """At the tensor that a U-Net's up block will concatenate at this skip."""
 
-def _skip(site: Site, act: Act) -> Callable[..., Any]:
-    """The tensor that a U-Net's up block will concatenate at this skip."""
-    name = "res_hidden_states_tuple"
+    index: int
+    act: Act
+    name: str = "res_hidden_states_tuple"
 
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        skips = kwargs[name] if name in kwargs else args[1]
-        index = site.index or 0
-        new = act(skips[index], (args, kwargs))
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        skips = kwargs[self.name] if self.name in kwargs else args[1]
+        new = self.act(skips[self.index], (args, kwargs))
         if new is None:
             return None
-        skips = (*skips[:index], new, *skips[index + 1 :])
-        return (args, {**kwargs, name: skips}) if name in kwargs else ((args[0], skips, *args[2:]), kwargs)
-
-    return hook
+        skips = (*skips[: self.index], new, *skips[self.index + 1 :])
+        return (args, {**kwargs, self.name: skips}) if self.name in kwargs else ((args[0], skips, *args[2:]), kwargs)
 
 
 def _packed(model: nn.Module, site: Site) -> bool:

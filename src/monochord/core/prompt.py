@@ -9,7 +9,6 @@ first position and absolute positions thus stay where they were.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from monochord.core.modification import Modification
 from monochord.core.pattern import SiteError
 from monochord.core.ports import Handle, first_tensor, replace_first
 from monochord.core.sites import Index, Site
+from monochord.core.switch import Switch
 
 
 class Prompt(Modification):
@@ -34,17 +34,16 @@ class Prompt(Modification):
         return torch.cat([tokens, value] if self.front else [value, tokens], 1)
 
 
-def install_prompt(
-    model: nn.Module, site: Site, prompt: Prompt, enabled: Callable[[], bool], fired: Callable[[], None]
-) -> list[Handle]:
+def install_prompt(model: nn.Module, site: Site, prompt: Prompt, switch: Switch, number: int) -> list[Handle]:
     """Insert the prompt in every forward of the stack that `site`, an embedding, feeds."""
     stack = _stack(model, site)
     if prompt.front is None:
         prompt.front = causal(stack)
-    insertion = _Insertion(prompt, enabled, fired, stack)
+    embedding = model.get_submodule(site.module)
+    insertion = _Insertion(prompt, switch, number, stack, embedding)
     return [
         stack.register_forward_pre_hook(insertion.enter, with_kwargs=True),
-        model.get_submodule(site.module).register_forward_hook(insertion.embed),
+        embedding.register_forward_hook(insertion.embed),
         stack.register_forward_hook(insertion.leave),
     ]
 
@@ -72,16 +71,15 @@ def _stack(model: nn.Module, site: Site) -> nn.Module:
 class _Insertion:
     """One forward of the stack: lengthen what comes in, insert once, shorten what goes out."""
 
-    def __init__(
-        self, prompt: Prompt, enabled: Callable[[], bool], fired: Callable[[], None], stack: nn.Module
-    ) -> None:
-        self.prompt, self.enabled, self.fired = prompt, enabled, fired
+    def __init__(self, prompt: Prompt, switch: Switch, number: int, stack: nn.Module, embedding: nn.Module) -> None:
+        self.prompt, self.switch, self.number = prompt, switch, number
         self.names = list(inspect.signature(stack.forward).parameters)
+        self.embedding, self.plain = embedding, isinstance(embedding, nn.Embedding)
         self.waiting = self.inserted = False
 
     def enter(self, stack: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self.waiting = self.inserted = False
-        if not self.enabled():
+        if self.switch.strength is None:
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         cache = given.get("past_key_values", given.get("cache_params"))
@@ -95,9 +93,11 @@ class _Insertion:
             length = len(self.prompt.tokens)
             own = torch.arange(length, device=positions.device).expand(*positions.shape[:-1], -1)
             given["position_ids"] = torch.cat([own, positions + length], -1) if self.waiting else positions + length
-        embeds = given.get("inputs_embeds")
-        if isinstance(embeds, Tensor) and self.waiting and "input_ids" in self.names and self.prompt.front:
-            given["inputs_embeds"] = self._insert(embeds)  # the embedding itself will not be called
+        if self.waiting and self.plain and {"input_ids", "inputs_embeds"} <= set(self.names):
+            self.waiting = False  # insert here and not in the embedding's hook: some stacks take shapes from the ids
+            ids = given.pop("input_ids", None)
+            embeds = given.get("inputs_embeds")
+            given["inputs_embeds"] = self._insert(self.embedding(ids) if embeds is None else embeds)
         return (), given
 
     def embed(self, module: nn.Module, args: Any, output: Any) -> Any:
@@ -114,7 +114,7 @@ class _Insertion:
 
     def _insert(self, value: Tensor) -> Tensor:
         self.waiting, self.inserted = False, True
-        self.fired()
+        self.switch.reached.add(self.number)
         return self.prompt(value)
 
     def _beside(self, mask: Tensor, one: Tensor) -> Tensor:

@@ -12,13 +12,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from monochord.core.anatomy import anatomy, own_modules
-from monochord.core.blocks import Anatomy, HeadShape, Part, kind
+from monochord.core.blocks import Anatomy, HeadShape, Part, kind, linear_like, widths
 from monochord.core.pattern import Pattern, Selector, SiteError
 
-__all__ = ["Pattern", "Selector", "Site", "SiteError", "SiteTree", "get_module", "resolve", "sites"]
+__all__ = ["Pattern", "Selector", "Site", "SiteError", "SiteTree", "get_module", "resolve", "sites", "width"]
 
 _PORT_PARTS = {"heads": ("o",), "neurons": ("down",), "pre": ("gate", "up")}
 
@@ -32,7 +32,8 @@ class Site:
     `name` is canonical and `path` native; `port` is "weight" for a parameter or buffer. `module` is the
     native path of the module to hook (the owner of a weight). `shape` is that of a weight as its layer
     applies it, (outputs, inputs, ...), also where the model stores it `transposed`; `rows` are the output
-    rows that a slice of a fused weight or output covers.
+    rows that a slice of a fused weight or output covers. `inlet` is the module whose input is that of the site,
+    where it is another one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Site:
     rows: tuple[int, ...] | None = None
     index: int | None = None
     heads: HeadShape | None = None
+    inlet: str | None = None
 
     @property
     def parameter(self) -> str:
@@ -85,6 +87,30 @@ def sites(model: nn.Module, blocks: str | None = None) -> SiteTree:
 def get_module(model: nn.Module, path: str) -> nn.Module:
     """The module at a native path ("" is the model itself)."""
     return model.get_submodule(path)
+
+
+def width(model: nn.Module, site: Site) -> int:
+    """The last dimension of what the module of `site` returns (or takes, at `:in`), told from its weights.
+
+    Raises `SiteError` where they don't tell it.
+    """
+    module = model.get_submodule(site.module)
+    if site.port in ("in", "heads", "neurons") and linear_like(module):
+        return widths(module)[0]
+    parts = anatomy(model).parts
+    for name in (f"{site.name}.down", f"{site.name}.o"):
+        if name in parts and site.port == "out":
+            module = model.get_submodule(parts[name].path)
+    if linear_like(module):
+        return widths(module)[1]
+    if isinstance(module, nn.Embedding):
+        return module.embedding_dim
+    inside = [m for m in module.modules() if isinstance(getattr(m, "weight", None), Tensor)]
+    norms = [m for m in inside if "Norm" in kind(m)] or [m for m in inside if isinstance(m, (nn.Embedding, nn.Conv2d))]
+    if norms and site.port in ("out", "in"):
+        first: Tensor = norms[0].weight  # type: ignore[assignment]
+        return int(first.shape[0 if first.dim() == 4 else -1])
+    raise SiteError(f"the width at {site} can't be told from its weights: choose a site at a dense layer")
 
 
 class Index:
@@ -133,7 +159,8 @@ class Index:
         module = {"in": part.inlet, "state": part.path}.get(port, part.outlet)
         if kind(self.modules.get(module, self.model)) in ("ModuleList", "ModuleDict"):
             return None  # containers are never called
-        return Site(name, part.path, port, module, selector, rows=part.rows, index=part.index, heads=heads)
+        inlet = part.inlet if part.inlet != module else None
+        return Site(name, part.path, port, module, selector, None, False, part.rows, part.index, heads, inlet)
 
     def _module_names(self) -> dict[str, Part]:
         """Parts by canonical name, then every other module by its canonical continuation."""

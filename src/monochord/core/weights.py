@@ -8,7 +8,7 @@ parametrization. Both leave the model's own tensors alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,40 +16,37 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from monochord.core.changes import LowRank, Unfrozen
 from monochord.core.layers import Layer, bias_of, layer_of, rows_of
 from monochord.core.merge import owned
-from monochord.core.modification import LowRank, Unfrozen, WeightModification
+from monochord.core.modification import WeightModification
 from monochord.core.ports import Handle
 from monochord.core.sites import Site, SiteError
-
-Strength = Callable[[], "float | Tensor | None"]  # None: off; 1.0: as it is; (batch,): one an example
-
-
-Fired = Callable[[], None]  # told of each use
+from monochord.core.switch import Switch
 
 
 def install_weights(
-    model: nn.Module, placements: Sequence[tuple[Site, WeightModification, Fired]], strength: Strength
+    model: nn.Module, placements: Sequence[tuple[int, Site, WeightModification]], switch: Switch
 ) -> list[Handle]:
-    """Put every weight modification on its weight; one `strength` scales them all."""
+    """Put every weight modification, given with its number, on its weight."""
     handles: list[Handle] = []
     shared: dict[str, _SharedInput] = {}
-    for site, modification, fired in placements:
+    for number, site, change in placements:
         module = model.get_submodule(site.module)
         layer = layer_of(module, site.parameter)
-        if isinstance(modification, Unfrozen):
-            handles.append(_InPlace(module, site, modification))
-            fired()
-        elif layer is None or not modification.bypasses:
-            handles.append(_Parametrized(module, site, modification, strength, fired))
+        if isinstance(change, Unfrozen):
+            handles.append(_InPlace(module, site, change))
+            switch.reached.add(number)
+        elif layer is None or not change.bypasses:
+            handles.append(_Parametrized(module, site, change, switch, number))
         else:
             group = None
-            if type(modification) is LowRank and not modification.dropout and type(module) is nn.Linear:
+            if type(change) is LowRank and not change.dropout and type(module) is nn.Linear:
                 key = _input_of(site)
                 group = shared.setdefault(key, _SharedInput()) if key else None
                 if group is not None:
-                    group.members.append(modification)
-            hook = _beside(site, modification, layer, strength, fired, group)
+                    group.members.append(change)
+            hook = _Beside(site, change, layer, switch, number, group)
             handles.append(module.register_forward_hook(hook, prepend=True))  # before whoever looks at :out
     return handles
 
@@ -83,118 +80,102 @@ class _SharedInput:
         return hidden
 
 
-def _beside(
-    site: Site,
-    modification: WeightModification,
-    layer: Layer,
-    strength: Strength,
-    fired: Fired,
-    group: _SharedInput | None,
-) -> Callable[..., Tensor | None]:
-    rows: Any = None
-    axis = layer.axis
+class _Beside:
+    """The hook that adds a change's effect to the output of the layer whose weight it changes."""
 
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        nonlocal rows
-        weight = strength()
-        if weight is None:
+    def __init__(
+        self,
+        site: Site,
+        change: WeightModification,
+        layer: Layer,
+        switch: Switch,
+        number: int,
+        group: _SharedInput | None,
+    ) -> None:
+        self.site, self.change, self.layer, self.switch, self.number = site, change, layer, switch, number
+        self.group, self.axis = group, layer.axis
+        self.rows: slice | Tensor | None = None
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
+        switch, change = self.switch, self.change
+        if switch.strength is None:
             return None
-        fired()
-        x = args[0]
-        if group is not None and len(group.members) > 1:
-            up = modification.up.to(x.dtype)
-            added = F.linear(group.hidden(modification, x) * modification.scale, up)  # type: ignore[arg-type, operator]
+        switch.reached.add(self.number)
+        added: Tensor | None
+        if self.group is not None and len(self.group.members) > 1:
+            assert isinstance(change, LowRank)
+            hidden = self.group.hidden(change, args[0]) * change.scale
+            added = F.linear(hidden, change.up.to(hidden.dtype))
         else:
-            added = modification.bypass(x, layer)  # type: ignore[assignment]
-        if site.rows is not None and rows is None:
-            rows = rows_of(output, site.rows)
-        gain = modification.gain()
-        if gain is None and added is not None and rows is None and weight == 1.0 and output.dtype == added.dtype:
+            added = change.bypass(args[0], self.layer)
+        gain = change.gain()
+        plain = (
+            gain is None and self.site.rows is None and isinstance(switch.strength, float) and switch.strength == 1.0
+        )
+        if plain and added is not None and added.dtype == output.dtype:
             return output.add_(added)
-        return _combine(output, added, gain, weight, rows, axis, bias_of(module, output, axis))
+        return self._combine(module, output, added, gain)
 
-    return hook
-
-
-def _combine(
-    output: Tensor,
-    added: Tensor | None,
-    gain: Tensor | None,
-    weight: Any,
-    rows: Any,
-    axis: int,
-    bias: Tensor | None,
-) -> Tensor:
-    """The output with the addition, the row gain, the strength and the slice of rows all minded."""
-    part = output if rows is None else output[..., rows]
-    new = part if added is None else part + added.to(part.dtype)
-    if gain is not None:
-        gain = gain.to(part.dtype).reshape(-1, *(1,) * (-1 - axis))
-        if bias is not None:
-            bias = bias if rows is None else bias[rows]
-            new = torch.addcmul(bias, new - bias, gain)
-        else:
-            new = new * gain
-    if not (isinstance(weight, float) and weight == 1.0):
-        if isinstance(weight, Tensor):
-            weight = weight.to(part).reshape(-1, *(1,) * (part.dim() - 1))
-        new = part + weight * (new - part)
-    if rows is None:
-        return new
-    whole = output.clone()
-    whole[..., rows] = new
-    return whole
+    def _combine(self, module: nn.Module, output: Tensor, added: Tensor | None, gain: Tensor | None) -> Tensor:
+        """The output with addition, row gain (not on the bias), strength and slice of rows all minded."""
+        if self.site.rows is not None and self.rows is None:
+            self.rows = rows_of(output, self.site.rows)
+        part = output if self.rows is None else output[..., self.rows]
+        new = part if added is None else part + added.to(part.dtype)
+        if gain is not None:
+            gain = gain.to(part.dtype).reshape(-1, *(1,) * (-1 - self.axis))
+            bias = bias_of(module, output, self.axis)
+            if bias is not None and self.rows is not None:
+                bias = bias[self.rows]
+            new = new * gain if bias is None else torch.addcmul(bias, new - bias, gain)
+        new = self.switch.blend(part, new)
+        if self.rows is None:
+            return new
+        whole = output.clone()
+        whole[..., self.rows] = new
+        return whole
 
 
 class _Parametrized(nn.Module):
     """A modification as a torch parametrization of one parameter, removable in any order."""
 
-    def __init__(
-        self,
-        module: nn.Module,
-        site: Site,
-        modification: WeightModification,
-        strength: Strength,
-        fired: Fired,
-    ) -> None:
+    def __init__(self, module: nn.Module, site: Site, change: WeightModification, switch: Switch, number: int) -> None:
         super().__init__()
-        self._plain = (module, site, modification, strength, fired)  # in a tuple: no submodules of this one
-        self._order = list(module._parameters)
+        self._plain = (module, site, change, switch, number)  # in a tuple: no submodules of this one
+        order = list(module._parameters)
         parametrize.register_parametrization(module, site.parameter, self, unsafe=True)
+        plists: Any = module.parametrizations
+        plists.order = getattr(plists, "order", order)
 
     def forward(self, original: Tensor) -> Tensor:
-        _, site, modification, strength, fired = self._plain
-        weight = strength()
-        if weight is None:
+        _, site, change, switch, number = self._plain
+        if switch.strength is None:
             return original
-        fired()
-        if isinstance(weight, Tensor):
+        switch.reached.add(number)
+        if isinstance(switch.strength, Tensor):
             raise ValueError(f"{site} has no bypass, so it can't be weighed example by example: give one number")
         view = original.t() if site.transposed else original
         part = view if site.rows is None else view[rows_of(view, site.rows)]
-        new = modification(part)
-        new = new if weight == 1.0 else part + weight * (new - part)
+        new = switch.blend(part, change(part))
         if site.rows is not None:
             new = view.index_copy(0, torch.tensor(site.rows, device=view.device), new)
         return new.t() if site.transposed else new
 
     def remove(self) -> None:
-        """Take this parametrization off; the last one also restores the parameter's place in the module's order."""
+        """Take this parametrization off; the last one also restores the order of the module's parameters."""
         module, site = self._plain[0], self._plain[1]
-        plist: Any = module.parametrizations[site.parameter]  # type: ignore[index]
-        others = [p for p in plist if p is not self]
-        if others:
+        plists: Any = module.parametrizations
+        plist, order = plists[site.parameter], plists.order
+        if len(plist) > 1:
             del plist[next(i for i, p in enumerate(plist) if p is self)]
             return
         original = plist.original
         trains = original.requires_grad
         parametrize.remove_parametrizations(module, site.parameter, leave_parametrized=False)
-        module._parameters[site.parameter] = original  # the same object, so optimizers keep what they hold
         original.requires_grad_(trains)
-        parameters = dict(module._parameters)
-        order = [n for n in self._order if n in parameters] + [n for n in parameters if n not in self._order]
+        parameters = {**module._parameters, site.parameter: original}  # the same object: optimizers hold it
         module._parameters.clear()
-        module._parameters.update({n: parameters[n] for n in order})
+        module._parameters.update({n: parameters[n] for n in sorted(parameters, key=order.index)})
 
 
 class _InPlace:

@@ -1,0 +1,58 @@
+"""Bottleneck adapters: a small trained network after (sequential) or beside (parallel) each sub-layer.
+
+Sequential from "Parameter-Efficient Transfer Learning for NLP", February 2, 2019; parallel and scaled from
+"Towards a Unified View of Parameter-Efficient Transfer Learning", October 8, 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from monochord.core.modification import Bottleneck
+from monochord.core.sites import Site, resolve, width
+from monochord.core.tuner import Tuner
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "tanh": F.tanh,
+    "linear": nn.Identity(),
+}
+
+
+@dataclass(frozen=True)
+class BottleneckAdapter(Tuner):
+    """`h + scale * up(activation(down(x)))` at every matching output, `x` being `h` or, if `parallel`, the input.
+
+    `sites` are outputs of sub-layers, (batch, seq, d_model); add "blocks.*.attn:out" for an adapter after the
+    attention too. `bottleneck` is the inner width.
+    """
+
+    sites: str | tuple[str, ...] = "blocks.*.mlp:out"
+    bottleneck: int = 16
+    activation: str = "relu"
+    scale: float = 1.0
+    parallel: bool = False
+
+    def plan(self, model: nn.Module, generator: Generator) -> Iterator[tuple[Site, Bottleneck]]:
+        if self.activation not in _ACTIVATIONS:
+            raise ValueError(f"activation={self.activation!r} is unknown: use one of {', '.join(_ACTIVATIONS)}")
+        if self.bottleneck < 1:
+            raise ValueError(f"bottleneck={self.bottleneck} must be at least 1")
+        for site in resolve(model, self.sites):
+            yield (
+                site,
+                Bottleneck(
+                    width(model, site),
+                    self.bottleneck,
+                    _ACTIVATIONS[self.activation],
+                    self.scale,
+                    parallel=self.parallel,
+                    generator=generator,
+                ),
+            )

@@ -1,0 +1,130 @@
+"""Changes of a weight: low-rank, dense, sparse, or the weight itself trained in place."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Generator, Tensor, nn
+from torch.nn import functional as F
+
+from monochord.core import lowrank
+from monochord.core.entries import Dense, Entry, Sparse
+from monochord.core.layers import Layer
+from monochord.core.modification import WeightModification
+
+
+class LowRank(WeightModification):
+    """The change `scale * up @ down`: `up` (outputs, rank), `down` (rank, inputs, ...), zero until trained.
+
+    For fused experts (experts, outputs, inputs) both factors carry the expert axis. `dropout` acts on the
+    input of the bypass.
+    """
+
+    bypasses = True
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        rank: int,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        generator: Generator | None = None,
+        experts: bool = False,
+    ) -> None:
+        super().__init__()
+        lead, shape = (shape[:1], shape[1:]) if experts else ((), tuple(shape))
+        bound = 1 / math.sqrt(math.prod(shape[1:]))
+        self.down = nn.Parameter(torch.empty(*lead, rank, *shape[1:]).uniform_(-bound, bound, generator=generator))
+        self.up = nn.Parameter(torch.zeros(*lead, shape[0], rank))  # only one factor at zero, or neither learns
+        self.scale, self.dropout, self.experts = scale, dropout, experts
+
+    def delta(self) -> Tensor:
+        if self.experts:
+            return self.scale * self.up @ self.down
+        return (self.scale * self.up @ self.down.flatten(1)).reshape(-1, *self.down.shape[1:])
+
+    def entry(self, weight: Tensor) -> Entry:
+        return lowrank.LowRank(self.up.detach(), self.down.detach(), self.scale)
+
+    def bypass(self, x: Tensor, layer: Layer) -> Tensor | None:
+        if self.dropout and self.training and x.is_floating_point():
+            x = F.dropout(x, self.dropout)
+        return layer.low_rank(x, self.down, self.scale * self.up)
+
+
+class DenseChange(WeightModification):
+    """A trained change of the whole weight, zero at first."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.change = nn.Parameter(torch.zeros(shape))
+
+    def delta(self) -> Tensor:
+        return self.change
+
+
+class SparseChange(WeightModification):
+    """A change of chosen entries: flat `indices` (n,) into a weight of `shape`, trained `values` zero at first."""
+
+    def __init__(self, shape: tuple[int, ...], indices: Tensor) -> None:
+        super().__init__()
+        self.indices: Tensor
+        self.register_buffer("indices", indices.flatten().long())
+        self.values = nn.Parameter(torch.zeros(indices.numel()))
+        self.shape = tuple(shape)
+
+    def entry(self, weight: Tensor) -> Entry:
+        return Sparse(self.indices, self.values.detach(), self.shape)
+
+    def delta(self) -> Tensor:
+        flat = self.values.new_zeros(math.prod(self.shape))
+        return flat.scatter(0, self.indices, self.values).reshape(self.shape)
+
+
+class Unfrozen(WeightModification):
+    """The model's own weight, trained in place; a copy of its first value is the base to return to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._held: tuple[nn.Parameter, Tensor] | None = None
+        self._away: Tensor | None = None
+
+    def hold(self, parameter: nn.Parameter) -> None:
+        """Take over `parameter`: remember its value and let it train."""
+        self._held = (parameter, parameter.detach().clone())
+        parameter.requires_grad_(True)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter that trains."""
+        return self._taken()[0]
+
+    @property
+    def base(self) -> Tensor:
+        """Its value before tuning."""
+        return self._taken()[1]
+
+    @property
+    def tuned(self) -> Tensor:
+        """Its value after tuning, whichever of the two the model runs with now."""
+        return self.parameter.detach() if self._away is None else self._away
+
+    def switch(self, on: bool) -> None:
+        """Let the model run with the tuned value, or with the base."""
+        parameter = self.parameter
+        if on and self._away is not None:
+            parameter.data, self._away = self._away, None
+        elif not on and self._away is None:
+            self._away, parameter.data = parameter.data, self.base
+
+    def entry(self, weight: Tensor) -> Entry:
+        return Dense(self.delta())
+
+    def delta(self) -> Tensor:
+        return self.tuned - self.base
+
+    def _taken(self) -> tuple[nn.Parameter, Tensor]:
+        if self._held is None:
+            raise RuntimeError("Unfrozen has no weight yet: attach it first")
+        return self._held

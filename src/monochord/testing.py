@@ -1,0 +1,377 @@
+"""The conformance kit: what every tuner, modification, objective and update has to hold, as callable checks.
+
+    from monochord.testing import check_tuner
+    check_tuner(lambda: MyTuner(rank=4), model, batch)
+
+Each `check_*` of one idea raises `ConformanceError` with one line that says what failed; `check_tuner` and its
+siblings run all that apply. Our own tests call these for the same invariants. The model given is restored.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+from typing import Any as Objective
+from typing import Any as Update
+
+import torch
+from torch import Tensor, nn
+
+from monochord.core.attach import attach
+from monochord.core.modification import Modification
+from monochord.core.ports import first_tensor
+from monochord.core.prompt import Prompt
+from monochord.core.sites import resolve
+from monochord.core.storage import StorageError
+from monochord.core.tuner import Tuned, Tuner
+
+Batch = Mapping[str, Any]
+Factory = Callable[[], Tuner]
+
+
+class ConformanceError(AssertionError):
+    """An invariant that does not hold; the message names it."""
+
+
+def check_tuner(factory: Factory, model: nn.Module, batch: Batch, *, tolerance: float = 1e-5) -> None:
+    """Run every invariant that applies to a tuner; raises one `ConformanceError` that lists those that fail."""
+    factory().attach(model).detach()  # what can't be attached here says so itself
+    _check_all(
+        f"{type(factory()).__name__} on {type(model).__name__}",
+        {
+            "untrained": lambda: check_untrained_changes_nothing(factory, model, batch),
+            "detach": lambda: check_detach_restores(factory, model, batch),
+            "frozen": lambda: check_frozen_stays(factory, model, batch),
+            "learns": lambda: check_gradients_reach(factory, model, batch),
+            "disabled": lambda: check_disabled_is_base(factory, model, batch),
+            "merge": lambda: check_merge(factory, model, batch, tolerance),
+            "save": lambda: check_save_and_load(factory, model, batch),
+            "stacking": lambda: check_stacking(factory, model, batch),
+            "copy": lambda: check_deep_copy(factory, model, batch),
+        },
+    )
+
+
+def check_modification(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
+    """A modification keeps shape and dtype, acts only while attached and leaves no trace."""
+    _check_all(
+        f"{type(modification).__name__} at {site}",
+        {
+            "shape": lambda: _check_shape(modification, model, site, batch),
+            "detach": lambda: _check_trace(modification, model, site, batch),
+        },
+    )
+
+
+def check_objective(objective: Objective, model: nn.Module, batch: Batch) -> None:
+    """An objective gives a finite scalar with named terms, a gradient, and scales and adds as numbers do."""
+    once = objective(model, batch)
+    _require(once.total.dim() == 0 and bool(torch.isfinite(once.total)), "the total is no finite scalar")
+    _require(bool(once.terms), "the loss names no terms")
+    twice, total = (2.0 * objective)(model, batch).total, (objective + objective)(model, batch).total
+    _require(torch.allclose(twice, 2 * once.total), "2 * objective is not twice the loss")
+    _require(torch.allclose(total, 2 * once.total), "objective + objective is not twice the loss")
+    if any(p.requires_grad for p in model.parameters()):
+        _require(once.total.requires_grad, "the loss has no gradient")
+
+
+def check_update(
+    factory: Callable[[], Update], model: nn.Module, batch: Batch, objective: Objective, steps: int = 2
+) -> None:
+    """An update moves every parameter that trains and no other, and repeats itself from its saved state."""
+    state = {n: p.detach().clone() for n, p in model.state_dict().items()}
+    trains = {n for n, p in model.named_parameters() if p.requires_grad}
+    try:
+        ends = []
+        for _ in range(2):
+            model.load_state_dict(state)
+            update = factory()
+            update.setup(model)
+            for _ in range(steps):
+                update.step(model, batch, objective)
+            ends.append({n: p.detach().clone() for n, p in model.named_parameters()})
+        moved = {n for n, p in ends[0].items() if not torch.equal(p, state[n])}
+        _require(moved <= trains, f"{min(moved - trains, default='')} moved without requires_grad")
+        _require(trains <= moved, f"{min(trains - moved, default='')} trains and did not move in {steps} steps")
+        same = all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
+        _require(same, "two runs from the same state end differently")
+    finally:
+        model.load_state_dict(state)
+
+
+# ---------------------------------------------------------------- one check an idea
+
+
+def check_untrained_changes_nothing(factory: Factory, model: nn.Module, batch: Batch, atol: float = 1e-6) -> None:
+    """An attached but untrained tuner leaves the output as it is (prompts, which can't, are passed over)."""
+    before = _run(model, batch)
+    with factory().attach(model) as tuned:
+        if not any(isinstance(change, Prompt) for _, change in tuned.placements):
+            _require_close(_run(model, batch), before, atol, "an untrained tuner changes the output")
+
+
+def check_detach_restores(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """Attach and detach, also after training and after an exception, leave no bit and no hook behind."""
+    before, trace = _run(model, batch), _Trace(model)
+    tuned = factory().attach(model)
+    _train(tuned, batch)
+    tuned.detach()
+    trace.require_same(model)
+    _require(torch.equal(_run(model, batch), before), "the output after detach differs from the one before")
+    with contextlib.suppress(_Deliberate), factory().attach(model):
+        _run(model, batch)
+        raise _Deliberate
+    trace.require_same(model)
+
+
+def check_frozen_stays(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """What is frozen stays bit-identical through AdamW with decay, momentum and moving averages of the model."""
+    tuned = factory().attach(model)
+    try:
+        own = {id(p) for p in tuned.trained}
+        frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in own}
+        buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+        average = torch.optim.swa_utils.AveragedModel(
+            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
+        )
+        _train(tuned, batch, averaged=average)
+        trains = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
+        _require(not trains, f"{trains[:1]} has requires_grad and is not tuned")
+        now = dict(model.named_parameters())
+        moved = [n for n, p in frozen.items() if not torch.equal(now[n], p)]
+        _require(not moved, f"the frozen parameter {moved[:1]} moved")
+        moved = [n for n, b in model.named_buffers() if n in buffers and not torch.equal(b, buffers[n])]
+        _require(not moved, f"the buffer {moved[:1]} moved")
+        averaged = {n: p for n, p in average.module.named_parameters() if n in frozen}
+        moved = [n for n, p in averaged.items() if not torch.equal(p, frozen[n])]
+        _require(not moved, f"{moved[:1]} moved in the moving average")
+    finally:
+        tuned.detach()
+
+
+def check_gradients_reach(factory: Factory, model: nn.Module, batch: Batch, steps: int = 3) -> None:
+    """After a few steps every trained parameter has moved."""
+    with factory().attach(model) as tuned:
+        _require(tuned.n_trainable > 0, "the tuner trains nothing")
+        start = [p.detach().clone() for p in tuned.trained]
+        _train(tuned, batch, steps=steps, decay=0.0)
+        names = {id(p): n for n, p in model.named_parameters()}
+        still = [names.get(id(p), "?") for p, s in zip(tuned.trained, start, strict=True) if torch.equal(p, s)]
+        used = [n for n in still if "experts" not in n]  # an expert that got no token has no gradient
+        _require(not used, f"no gradient reached {used[:1]} in {steps} steps ({len(used)} parameters)")
+
+
+def check_disabled_is_base(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """`disabled()` equals a deep copy of the base, and enabling brings the tuned model back."""
+    base = copy.deepcopy(model)
+    with factory().attach(model) as tuned:
+        _train(tuned, batch)
+        after = _run(model, batch)
+        flags = [p.requires_grad for p in model.parameters()]
+        with tuned.disabled():
+            _require(torch.equal(_run(model, batch), _run(base, batch)), "disabled() is not the base model")
+        _require(flags == [p.requires_grad for p in model.parameters()], "disabled() changed requires_grad flags")
+        _require(torch.equal(_run(model, batch), after), "the tuned model is another after disabled()")
+        _require(not torch.equal(after, _run(base, batch)), "training changed nothing")
+
+
+def check_merge(factory: Factory, model: nn.Module, batch: Batch, tolerance: float = 1e-5) -> None:
+    """Where a tuner can be merged, merged equals unmerged, and unmerging restores the weights bit for bit."""
+    with factory().attach(model) as tuned:
+        if not tuned.mergeable:
+            return
+        _train(tuned, batch)
+        state, before = _values(model), _run(model, batch)
+        tuned.merge(tied="both")
+        _require_close(_run(model, batch), before, tolerance, "the merged model differs from the tuned one")
+        tuned.unmerge()
+        _require(_same(state, _values(model)), "unmerge does not restore the weights")
+        _require(torch.equal(_run(model, batch), before), "the output after unmerge differs")
+
+
+def check_save_and_load(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """Saved and loaded, the tuner is the same bit for bit; another base is refused, and left untouched."""
+    with tempfile.TemporaryDirectory() as folder:
+        with factory().attach(model) as tuned:
+            _train(tuned, batch)
+            state, output = {k: v.clone() for k, v in tuned.state().items()}, _run(model, batch)
+            tuned.save(folder)
+        with Tuned.load(model, folder, tuner=factory()) as loaded:
+            _require(_same(state, loaded.state()), "the loaded tensors are not the saved ones")
+            _require(torch.equal(_run(model, batch), output), "the loaded tuner gives another output")
+        other = copy.deepcopy(model)
+        with torch.no_grad():
+            next(p for p in other.parameters() if p.is_floating_point()).add_(1.0)
+        trace = _Trace(other)
+        try:
+            Tuned.load(other, folder, tuner=factory())
+        except StorageError:
+            trace.require_same(other)
+        else:
+            raise ConformanceError("a tuner of another base was loaded without a word")
+
+
+def check_stacking(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """Two of them stack and detach in either order without a trace."""
+    before, trace = _run(model, batch), _Trace(model)
+    for first in (0, 1):
+        pair = [factory().attach(model, seed=seed) for seed in (0, 1)]
+        _train(pair[1], batch)
+        pair.pop(first).detach()
+        _run(model, batch)
+        pair.pop().detach()
+        trace.require_same(model)
+    _require(torch.equal(_run(model, batch), before), "the output after stacking differs from the one before")
+
+
+def check_deep_copy(factory: Factory, model: nn.Module, batch: Batch) -> None:
+    """A deep copy of a tuned model stands on its own: it computes the same and follows only its own parameters."""
+    with factory().attach(model) as tuned:
+        _train(tuned, batch)
+        before = _run(model, batch)
+        twin = copy.deepcopy(model)
+        _train(tuned, batch)
+        _require_close(_run(twin, batch), before, 1e-6, "a deep copy follows the parameters of the original")
+
+
+# ---------------------------------------------------------------- small words
+
+
+class _Deliberate(Exception):
+    """Raised inside a block to see that it cleans up."""
+
+
+class _Trace:
+    """Everything about a model that attach and detach must leave as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.values = _values(model)
+        self.order = list(model.state_dict())
+        self.modules = [(n, type(m), m.training) for n, m in model.named_modules()]
+        self.flags = [p.requires_grad for p in model.parameters()]
+        self.hooks = _hooks(model)
+
+    def require_same(self, model: nn.Module) -> None:
+        _require(list(model.state_dict()) == self.order, "the state dict has other keys or another order")
+        _require(_same(self.values, _values(model)), "a parameter or buffer is not bit-identical")
+        modules = [(n, type(m), m.training) for n, m in model.named_modules()]
+        _require(modules == self.modules, "modules, their classes or their modes differ")
+        _require([p.requires_grad for p in model.parameters()] == self.flags, "requires_grad flags differ")
+        _require(_hooks(model) == self.hooks, "hooks were left behind")
+
+
+def _hooks(model: nn.Module) -> int:
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return sum(len(getattr(m, k)) for m in model.modules() for k in kinds)
+
+
+def _values(model: nn.Module) -> dict[str, Tensor]:
+    return {n: v.detach().clone() for n, v in model.state_dict().items() if isinstance(v, Tensor)}
+
+
+def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(v, b[n]) for n, v in a.items())
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(m, m.training) for m in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _output(model: nn.Module, batch: Batch) -> Tensor:
+    output = model(**batch)
+    for key in ("logits", "logits_per_image", "last_hidden_state"):
+        if isinstance(getattr(output, key, None), Tensor):
+            return getattr(output, key)  # type: ignore[no-any-return]
+    return first_tensor(output)
+
+
+def _run(model: nn.Module, batch: Batch) -> Tensor:
+    with torch.no_grad(), _evaluating(model):
+        return _output(model, batch).clone()
+
+
+def _train(tuned: Tuned, batch: Batch, *, steps: int = 2, decay: float = 0.1, averaged: Any = None) -> None:
+    """A few steps of AdamW with decay on what the model says trains, towards a fixed random output."""
+    model = tuned.model
+    modes = [(m, m.training) for m in model.modules()]
+    model.train()
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=decay)
+    try:
+        for _ in range(steps):
+            optimizer.zero_grad()
+            sum(_distance(value) for value in _tensors(model(**batch))).backward()  # type: ignore[union-attr]
+            optimizer.step()
+            if averaged is not None:
+                averaged.update_parameters(model)
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    """Every floating-point tensor that a model returns."""
+    if isinstance(output, Tensor):
+        return [output] if output.is_floating_point() and output.requires_grad else []
+    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else []
+    return [tensor for value in values for tensor in _tensors(value)]
+
+
+def _distance(value: Tensor) -> Tensor:
+    """The mean squared distance from a fixed goal."""
+    goal = torch.linspace(-1, 1, value.numel(), device=value.device).reshape(value.shape)
+    return (value.float() - goal).square().mean()
+
+
+def _check_all(what: str, checks: Mapping[str, Callable[[], None]]) -> None:
+    failures = []
+    for name, check in checks.items():
+        try:
+            check()
+        except ConformanceError as error:
+            failures.append(f"{name}: {error}")
+        except Exception as error:
+            failures.append(f"{name}: {type(error).__name__}: {error}")
+    if failures:
+        raise ConformanceError(f"{what} fails {len(failures)} of {len(checks)} checks; " + "; ".join(failures))
+
+
+def _check_shape(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
+    from monochord.core.capture import capture
+
+    name = str(resolve(model, site)[0])
+    with torch.no_grad(), _evaluating(model), capture(model, name) as before:
+        model(**batch)
+    with torch.no_grad(), _evaluating(model), attach(model, {name: modification}), capture(model, name) as after:
+        model(**batch)
+    a, b = before[name], after[name]
+    _require(a.shape == b.shape and a.dtype == b.dtype, f"it turns {tuple(a.shape)} into {tuple(b.shape)}")
+
+
+def _check_trace(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
+    before, trace = _run(model, batch), _Trace(model)
+    with attach(model, {site: modification}) as attachment:
+        _run(model, batch)
+        with attachment.disabled():
+            _require(torch.equal(_run(model, batch), before), "disabled it still acts")
+    trace.require_same(model)
+    _require(torch.equal(_run(model, batch), before), "the output after detach differs")
+
+
+def _require(holds: bool, otherwise: str) -> None:
+    if not holds:
+        raise ConformanceError(otherwise)
+
+
+def _require_close(found: Tensor, wanted: Tensor, atol: float, otherwise: str) -> None:
+    difference = float((found.float() - wanted.float()).abs().max())
+    _require(difference <= atol * max(1.0, float(wanted.abs().max())), f"{otherwise} by {difference:.1e}")
