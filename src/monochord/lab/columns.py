@@ -50,6 +50,8 @@ def more_columns(results: Results) -> list[Column]:
 def controls(results: Results) -> list[tuple[str, str]]:
     metric, kept = results["metric"], results["retention_metric"]
     rows = [("chance", f"{value_text(results['chance'], metric)} {metric['name']}")]
+    if results["base_score"] is not None:
+        rows.append(("base", f"{value_text(results['base_score'], metric)} {metric['name']}"))
     if results["retention_base"] is not None and kept is not None:
         text = f"{value_text(results['retention_base'], kept)} {kept['name']}"
         rows.append(("untouched base", f"{text} ({results['retention_task']})"))

@@ -44,7 +44,6 @@ class TrialResult(TypedDict):
     """What one training run measured."""
 
     score: float  # on test data
-    validation: float  # on the split that chooses learning rates
     retention: float | None  # score on the base model's own task after tuning
     parameters: int  # trained numbers, head included
     head_parameters: int  # those in the head alone
@@ -94,6 +93,7 @@ class Results(TypedDict):
     retention_metric: Metric | None
     retention_task: str | None  # in words
     chance: float  # score without knowing anything
+    base_score: float | None  # of the untouched base, where it needs no new head
     retention_base: float | None  # of the untouched base
     reference: str | None  # the arm that differences are taken to
     arms: list[Arm]

@@ -48,7 +48,7 @@ def material(kind: str) -> Dataset:
     return data("movie-text", source="rotten-tomatoes").limit(train=N_REVIEWS)
 
 
-def retention(task: Task, model: nn.Module) -> float | None:
+def measure(task: Task, model: nn.Module) -> float | None:
     """The score of `model` on its base's own task, None where the task has no `objects["retention"]` or
     the model gives no features.
     """

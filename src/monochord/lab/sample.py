@@ -29,7 +29,10 @@ def sample() -> Results:
             seed: _trial(score + chance.gauss(0, 0.006), 0.81 - forgotten, parameters, norm, rank, chance)
             for seed in range(3)
         }
-        search = dict.fromkeys((0.0003, 0.001, 0.003), trials[0])
+        search = {
+            rate: Record("key", "label", DONE, {}, {"validation": score - loss})
+            for rate, loss in ((1e-4, 0.06), (1e-3, 0.0), (1e-2, 0.1))
+        }
         arm = summarise_arm(name, name, 1e-3, search, trials, 0.81, True)
         if arm is not None:
             arms.append(arm)
@@ -41,6 +44,7 @@ def sample() -> Results:
         retention_metric={"name": "top-1 retrieval", "higher_is_better": True, "percent": True},
         retention_task="find the answer to an instruction among 200",
         chance=0.5,
+        base_score=None,
         retention_base=0.81,
         reference="full",
         arms=arms,
@@ -67,7 +71,6 @@ def _trial(score: float, retention: float, parameters: int, norm: float, rank: f
         )
     result = TrialResult(
         score=score,
-        validation=score + chance.gauss(0, 0.01),
         retention=retention + chance.gauss(0, 0.01),
         parameters=parameters,
         head_parameters=770,
