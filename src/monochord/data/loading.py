@@ -128,7 +128,8 @@ def _images(split: Split, rows: np.ndarray, processor: Any) -> Batch:
     else:
         if images.ndim == 3:
             images = np.repeat(images[..., None], 3, axis=3)
-        pixels = processor(images=list(images), return_tensors="pt")["pixel_values"]
+        pixels = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
+        pixels = pixels["pixel_values"]
     batch = {"pixel_values": pixels.contiguous()}
     if "label" in split:
         batch["labels"] = torch.as_tensor(np.asarray(split["label"])[rows])

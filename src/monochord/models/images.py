@@ -20,18 +20,25 @@ class ImageProcessor:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
-    def __call__(self, images: Any, return_tensors: str = "pt") -> dict[str, Tensor]:
+    def __call__(
+        self, images: Any, return_tensors: str = "pt", input_data_format: str = "channels_last"
+    ) -> dict[str, Tensor]:
         """`images`: uint8, grey (batch, height, width) or (batch, height, width, 3), or a list of images."""
         import numpy as np
         import torch
         from torch.nn.functional import interpolate
 
+        if (return_tensors, input_data_format) != ("pt", "channels_last"):
+            raise ValueError("this processor takes channels last and gives tensors of torch only")
         if isinstance(images, list | tuple):
-            return {"pixel_values": torch.cat([self(np.asarray(i)[None])["pixel_values"] for i in images])}
+            images = [np.asarray(image) for image in images]
+            if len({image.shape for image in images}) > 1:
+                return {"pixel_values": torch.cat([self(image[None])["pixel_values"] for image in images])}
+            images = np.stack(images)
         pixels = torch.as_tensor(np.ascontiguousarray(images))
-        if pixels.dtype != torch.uint8 or pixels.ndim not in (3, 4) or (pixels.ndim == 4 and pixels.shape[3] != 3):
-            shape = tuple(pixels.shape)
-            raise ValueError(f"images must be uint8 (batch, h, w) or (batch, h, w, 3), got {pixels.dtype} {shape}")
+        shape = tuple(pixels.shape)
+        if pixels.dtype != torch.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
+            raise ValueError(f"images are uint8 (batch, h, w) or (batch, h, w, 3), got {pixels.dtype} {shape}")
         pixels = pixels[:, None] if pixels.ndim == 3 else pixels.permute(0, 3, 1, 2)
         pixels = pixels.float() / 255
         if pixels.shape[2:] != (self.size, self.size):

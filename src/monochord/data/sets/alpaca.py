@@ -6,6 +6,7 @@ Format from "Stanford Alpaca: An Instruction-following LLaMA model", March 13, 2
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ COUNT, HELD_OUT = 999, 100
 
 
 def read(folder: Path, *, seed: int = 0) -> Read:
-    """Random splits of 799, 100 and 100 from `seed`.
+    """Random splits of 799, 100 and 100 from `seed`; a prompt that occurs twice is in the training split.
 
     `instruction`, `input` (often empty) and `output` as in the file, `prompt` and `response` ready for a chat:
     the prompt is the instruction, then the input after an empty line.
@@ -32,9 +33,16 @@ def read(folder: Path, *, seed: int = 0) -> Read:
     columns["response"] = columns["output"]
     whole = Split(columns)
     order = np.random.default_rng(seed).permutation(COUNT)
-    parts = np.split(order, [COUNT - 2 * HELD_OUT, COUNT - HELD_OUT])
-    splits = {name: whole.take(part) for name, part in zip(("train", "validation", "test"), parts, strict=True)}
-    return splits, ("the answers were written by language models and contain errors",)
+    times = Counter(columns["prompt"])
+    order = sorted(order, key=lambda row: times[columns["prompt"][row]] > 1)  # repeated ones last
+    parts = np.split(np.array(order), [HELD_OUT, 2 * HELD_OUT])
+    repeated = sum(n for n in times.values() if n > 1)
+    test, validation, train = (whole.take(part) for part in parts)
+    notes = (
+        "the answers were written by language models and contain errors",
+        f"{repeated} training rows share their prompt with another, the answers differ",
+    )
+    return {"train": train, "validation": validation, "test": test}, notes
 
 
 ENTRIES = [

@@ -40,9 +40,10 @@ def read(folder: Path, *, source: str | None = None, seed: int = 0) -> Read:
     rows = [row for row in _rows(folder) if row["source"] in wanted]
     groups: dict[tuple[str, str], dict[bytes, str]] = {}  # of each source and label: place in the order -> text
     for row in rows:
-        plain = " ".join(row["text"].lower().split())
+        text = row["text"].replace("<br />", "\n").strip()
+        plain = " ".join(text.lower().split())
         place = hashlib.sha256(f"{seed}:{plain}".encode()).digest()
-        groups.setdefault((row["source"], row["label"]), {})[place] = row["text"].replace("<br />", "\n").strip()
+        groups.setdefault((row["source"], row["label"]), {})[place] = text
     unique = sum(len(group) for group in groups.values())
     chosen: dict[str, list[tuple[bytes, str, int]]] = {name: [] for name in SHARES}
     for origin in wanted:
