@@ -32,10 +32,10 @@ def read(folder: Path, *, seed: int = 0) -> Read:
     columns["prompt"] = ["\n\n".join(filter(None, (row["instruction"], row["input"]))) for row in rows]
     columns["response"] = columns["output"]
     whole = Split(columns)
-    order = np.random.default_rng(seed).permutation(COUNT)
     times = Counter(columns["prompt"])
-    order = sorted(order, key=lambda row: times[columns["prompt"][row]] > 1)  # repeated ones last
-    parts = np.split(np.array(order), [HELD_OUT, 2 * HELD_OUT])
+    shuffled = np.random.default_rng(seed).permutation(COUNT)
+    order = np.array(sorted(shuffled, key=lambda row: times[columns["prompt"][row]] > 1))  # repeated ones last
+    parts = np.split(order, [HELD_OUT, 2 * HELD_OUT])
     repeated = sum(n for n in times.values() if n > 1)
     test, validation, train = (whole.take(part) for part in parts)
     notes = (
