@@ -14,19 +14,20 @@ import copy
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
-from typing import Any as Objective
-from typing import Any as Update
 
 import torch
 from torch import Tensor, nn
 
 from monochord.core.attach import attach
+from monochord.core.changes import Unfrozen
 from monochord.core.modification import Modification
+from monochord.core.objective import Objective
 from monochord.core.ports import first_tensor
 from monochord.core.prompt import Prompt
 from monochord.core.sites import resolve
 from monochord.core.storage import StorageError
 from monochord.core.tuner import Tuned, Tuner
+from monochord.core.update import Update
 
 Batch = Mapping[str, Any]
 Factory = Callable[[], Tuner]
@@ -134,9 +135,8 @@ def check_frozen_stays(factory: Factory, model: nn.Module, batch: Batch) -> None
         own = {id(p) for p in tuned.trained}
         frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in own}
         buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
-        average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)
-        )
+        ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)  # type: ignore[no-untyped-call]
+        average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
         _train(tuned, batch, averaged=average)
         trains = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
         _require(not trains, f"{trains[:1]} has requires_grad and is not tuned")
@@ -156,11 +156,14 @@ def check_gradients_reach(factory: Factory, model: nn.Module, batch: Batch, step
     """After a few steps every trained parameter has moved."""
     with factory().attach(model) as tuned:
         _require(tuned.n_trainable > 0, "the tuner trains nothing")
+        own = {id(c.parameter) for _, c in tuned.placements if isinstance(c, Unfrozen)}
         start = [p.detach().clone() for p in tuned.trained]
         _train(tuned, batch, steps=steps, decay=0.0)
         names = {id(p): n for n, p in model.named_parameters()}
         still = [names.get(id(p), "?") for p, s in zip(tuned.trained, start, strict=True) if torch.equal(p, s)]
-        used = [n for n in still if "experts" not in n]  # an expert that got no token has no gradient
+        # an expert that got no token and a weight of the model that its output never uses have none to get
+        idle = {names[id(p)] for p in tuned.trained if id(p) in own and p.grad is None}
+        used = [n for n in still if "experts" not in n and n not in idle]
         _require(not used, f"no gradient reached {used[:1]} in {steps} steps ({len(used)} parameters)")
 
 
@@ -171,6 +174,9 @@ def check_disabled_is_base(factory: Factory, model: nn.Module, batch: Batch) -> 
         _train(tuned, batch)
         after = _run(model, batch)
         flags = [p.requires_grad for p in model.parameters()]
+        trains = {n for n, p in model.named_parameters() if p.requires_grad}
+        for name, parameter in base.named_parameters():  # torch's matmul rounds by these flags, gradients or not
+            parameter.requires_grad_(name in trains)
         with tuned.disabled():
             _require(torch.equal(_run(model, batch), _run(base, batch)), "disabled() is not the base model")
         _require(flags == [p.requires_grad for p in model.parameters()], "disabled() changed requires_grad flags")

@@ -15,9 +15,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from monochord.adapt.lora import check_rank, matrices, matrix_shape
+from monochord.core.blocks import owned
 from monochord.core.changes import LowRank
 from monochord.core.entries import Dense, Entry
-from monochord.core.merge import owned
 from monochord.core.sites import Site
 from monochord.core.tuner import Tuner
 
@@ -81,4 +81,5 @@ class DecomposedLowRank(LowRank):
             (weight,) = self._weight
         cross: Tensor = torch.mm(weight, down.t().to(weight.dtype)).float()
         cross.add_(up.float() @ (down @ down.t()).float(), alpha=self.scale / 2)
-        return torch.linalg.vecdot(up.float(), cross).mul_(2 * self.scale).add_(self._squares).clamp_(min=0).sqrt_()
+        squares: Tensor = torch.linalg.vecdot(up.float(), cross)
+        return squares.mul_(2 * self.scale).add_(self._squares).clamp_(min=0).sqrt_()

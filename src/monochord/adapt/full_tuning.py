@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from torch import Generator, nn
 
+from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
-from monochord.core.merge import owned
 from monochord.core.sites import Site, resolve
 from monochord.core.tuner import Tuner
 

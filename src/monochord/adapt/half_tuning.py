@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import torch
 from torch import Generator, nn
 
+from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
-from monochord.core.merge import owned
 from monochord.core.sites import Site, resolve
 from monochord.core.tuner import Tuner
 

@@ -32,7 +32,7 @@ class LastLayer(Tuner):
 
 def _there(model: nn.Module, name: str) -> list[str]:
     try:
-        resolve(model, name)
+        resolve(model, name, kind="weight")
     except SiteError:
         return []
     return [name]

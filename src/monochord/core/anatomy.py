@@ -166,7 +166,7 @@ def _unet(found: Anatomy, root: str, modules: Modules) -> None:
 
 def _children(path: str, modules: Modules) -> list[str]:
     prefix = f"{path}." if path else ""
-    return [prefix + name for name, _ in modules[path].named_children() if name != OURS]
+    return [prefix + name for name, _ in modules[path].named_children() if name not in (OURS, "parametrizations")]
 
 
 def _size(module: nn.Module) -> int:

@@ -13,7 +13,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ from monochord.core.receipt import Receipt
 from monochord.core.sites import Site, SiteError, resolve
 from monochord.core.switch import Switch
 from monochord.core.weights import install_weights
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 Change = Modification | Callable[[Tensor], Tensor]
 Placement = tuple[Site, Modification]
@@ -90,7 +93,7 @@ class Attachment:
         if "torch._dynamo" in sys.modules:  # a hook put on after compilation would be ignored: compile anew
             sys.modules["torch._dynamo"].reset()
 
-    def __enter__(self) -> Attachment:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -206,7 +209,7 @@ class Attachment:
         if name in taken or "." in name or not name:
             raise ValueError(f"the name {name!r} is taken or not valid: use one without dots besides {sorted(taken)}")
         if holder is None:
-            holder = nn.ModuleDict()
+            holder = nn.ModuleDict().train(self.model.training)
             home.add_module(OURS, holder)
         modules = nn.ModuleList([m for _, m in self.placements])
         modules.train(self.model.training)

@@ -127,6 +127,14 @@ def linear_like(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear) or kind(module) == "Conv1D"
 
 
+def owned(module: nn.Module, name: str) -> nn.Parameter:
+    """The parameter (or buffer) `name` of `module` itself, below any parametrization."""
+    for held in (module._parameters, module._buffers):
+        if held.get(name) is not None:
+            return held[name]  # type: ignore[return-value]
+    return module.parametrizations[name].original  # type: ignore[index, union-attr]
+
+
 def is_norm(module: nn.Module) -> bool:
     """Whether the module is a normalisation layer itself (not one with modules of its own)."""
     return "Norm" in kind(module) and next(iter(module.children()), None) is None

@@ -65,8 +65,13 @@ class Layer:
         return F.linear(F.linear(x, down), up)
 
 
-def layer_of(module: nn.Module, parameter: str) -> Layer | None:
-    """The linear map that `parameter` is the weight of, or None where the module has none that runs as a call."""
+def layer_of(module: nn.Module, parameter: str, owner: nn.Module | None = None) -> Layer | None:
+    """The linear map that `parameter` is the weight of, or None where the module has none that runs as a call.
+
+    `owner` is the module around it: a recurrent mixer may use the weights of its layers without calling them.
+    """
+    if hasattr(owner, "A_log"):
+        return None
     mapped = (nn.Linear, nn.Embedding, *_CONVOLUTIONS, *_TRANSPOSED)
     if parameter != "weight" or kind(module) == "NonDynamicallyQuantizableLinear":
         return None  # multi-head attention reads the weight of its out_proj and never calls it

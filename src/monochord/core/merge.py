@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
 from monochord.core.layers import rows_of
 from monochord.core.modification import Modification, WeightModification
@@ -16,14 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 Saved = dict[str, "Tensor | nn.Parameter"]
-
-
-def owned(module: nn.Module, name: str) -> nn.Parameter:
-    """The parameter (or buffer) `name` of `module` itself, below any parametrization."""
-    for held in (module._parameters, module._buffers):
-        if held.get(name) is not None:
-            return held[name]  # type: ignore[return-value]
-    return module.parametrizations[name].original  # type: ignore[index, union-attr]
 
 
 def unmergeable(placements: Sequence[tuple[Site, Modification]], model: nn.Module) -> str | None:

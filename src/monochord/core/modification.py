@@ -14,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from monochord.core.blocks import kind, linear_like
+from monochord.core.blocks import kind, linear_like, owned
 from monochord.core.entries import Dense, Entry
 from monochord.core.layers import Layer
 from monochord.core.sites import Site, SiteError
@@ -83,9 +83,9 @@ class Scale(Modification):
         dense = site.port in ("out", "in", "neurons", "heads") and linear_like(module) and self.gain.dim() <= 1
         if not dense or site.selector:
             return None
-        weight, bias = module.weight.detach(), getattr(module, "bias", None)
-        matrix = weight.t() if kind(module) == "Conv1D" else weight  # type: ignore[operator]
-        gain, prefix = self.gain.detach().to(weight), f"{site.module}." if site.module else ""  # type: ignore[arg-type]
+        weight, bias = owned(module, "weight").detach(), getattr(module, "bias", None)
+        matrix = weight.t() if kind(module) == "Conv1D" else weight
+        gain, prefix = self.gain.detach().to(weight), f"{site.module}." if site.module else ""
         if site.port != "out":
             changed = matrix * gain
             return {f"{prefix}weight": changed.t() if kind(module) == "Conv1D" else changed}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monochord.core.blocks import kind
 from monochord.core.modification import Modification
 from monochord.core.pattern import SiteError
 from monochord.core.ports import Handle, first_tensor, replace_first
@@ -36,36 +37,43 @@ class Prompt(Modification):
 
 def install_prompt(model: nn.Module, site: Site, prompt: Prompt, switch: Switch, number: int) -> list[Handle]:
     """Insert the prompt in every forward of the stack that `site`, an embedding, feeds."""
-    stack = _stack(model, site)
+    stack, norm = _stack(model, site)
     if prompt.front is None:
         prompt.front = causal(stack)
     embedding = model.get_submodule(site.module)
     insertion = _Insertion(prompt, switch, number, stack, embedding)
-    return [
+    handles: list[Handle] = [
         stack.register_forward_pre_hook(insertion.enter, with_kwargs=True),
         embedding.register_forward_hook(insertion.embed),
         stack.register_forward_hook(insertion.leave),
     ]
+    if norm is not None and not isinstance(embedding, nn.Embedding):
+        handles.append(norm.register_forward_hook(insertion.cut))  # what pools or folds patches comes after it
+    return handles
 
 
 def causal(module: nn.Module) -> bool:
     """Whether the tokens of a stack look only backwards."""
-    return any(getattr(m, "is_causal", False) is True or hasattr(m, "A_log") for m in module.modules())
+    backwards = any(getattr(m, "is_causal", False) is True or hasattr(m, "A_log") for m in module.modules())
+    return backwards or "CLIPText" in kind(module)  # which doesn't say so of itself
 
 
-def _stack(model: nn.Module, site: Site) -> nn.Module:
-    """The module that holds both the embedding and the blocks that it feeds."""
+def _stack(model: nn.Module, site: Site) -> tuple[nn.Module, nn.Module | None]:
+    """The module that holds both the embedding and the blocks that it feeds, and its final norm."""
     parts = Index(model).anatomy.parts
     prefix = site.name.rpartition("embed")[0]
-    block = parts.get(f"{prefix}blocks.0")
-    if block is None or site.port != "out" or not site.name.endswith("embed"):
-        raise SiteError(f"prompts go to an embedding that feeds blocks, such as 'embed:out', not to {site}")
+    block, norm = parts.get(f"{prefix}blocks.0"), parts.get(f"{prefix}final_norm")
+    sequence = {f"{prefix}blocks.0.attn", f"{prefix}blocks.0.ssm"} & parts.keys()
+    picture = isinstance(model.get_submodule(site.module), nn.Conv2d)
+    if block is None or site.port != "out" or not site.name.endswith("embed") or not sequence or picture:
+        raise SiteError(f"{site} feeds no sequence of tokens: prompt tokens go to the embedding of a transformer")
     common = []
     for a, b in zip(site.module.split("."), block.path.split("."), strict=False):
         if a != b:
             break
         common.append(a)
-    return model.get_submodule(".".join(common))
+    stack = model.get_submodule(".".join(common))
+    return stack, None if norm is None else model.get_submodule(norm.path)
 
 
 class _Insertion:
@@ -102,6 +110,12 @@ class _Insertion:
 
     def embed(self, module: nn.Module, args: Any, output: Any) -> Any:
         return replace_first(output, self._insert(first_tensor(output))) if self.waiting else None
+
+    def cut(self, norm: nn.Module, args: Any, output: Any) -> Any:
+        if not self.inserted or first_tensor(output).dim() != 3:
+            return None
+        self.inserted = False
+        return replace_first(output, self._cut(first_tensor(output)))
 
     def leave(self, stack: nn.Module, args: Any, output: Any) -> Any:
         if not self.inserted:

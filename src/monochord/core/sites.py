@@ -110,6 +110,10 @@ def width(model: nn.Module, site: Site) -> int:
     if norms and site.port in ("out", "in"):
         first: Tensor = norms[0].weight  # type: ignore[assignment]
         return int(first.shape[0 if first.dim() == 4 else -1])
+    block = re.match(r"((?:\w+\.)?blocks\.\d+)(\.|$)", site.name)
+    if block and f"{block[1]}.norm1" in parts and site.port in ("out", "in"):
+        norm: Tensor = model.get_submodule(parts[f"{block[1]}.norm1"].path).weight  # type: ignore[assignment]
+        return int(norm.shape[-1])
     raise SiteError(f"the width at {site} can't be told from its weights: choose a site at a dense layer")
 
 
@@ -142,7 +146,7 @@ class Index:
         else:
             found = [s for n in named if (s := self._site(n, pattern.port or "out", selected)) is not None]
         if not found:
-            raise SiteError(self._nothing(text, pattern, bool(named)))
+            raise SiteError(self._nothing(text, pattern, bool(named), kind))
         return found
 
     def _site(self, name: str, port: str, selector: Selector) -> Site | None:
@@ -159,6 +163,8 @@ class Index:
         module = {"in": part.inlet, "state": part.path}.get(port, part.outlet)
         if kind(self.modules.get(module, self.model)) in ("ModuleList", "ModuleDict"):
             return None  # containers are never called
+        if part.rows is not None and isinstance(self.modules.get(module), nn.MultiheadAttention):
+            return None  # torch's own attention projects inside
         inlet = part.inlet if part.inlet != module else None
         return Site(name, part.path, port, module, selector, None, False, part.rows, part.index, heads, inlet)
 
@@ -223,10 +229,11 @@ class Index:
                 lengths[match[1]] = max(lengths.get(match[1], 0), int(match[2]) + 1)
         return lengths
 
-    def _nothing(self, text: str, pattern: Pattern, named: bool) -> str:
+    def _nothing(self, text: str, pattern: Pattern, named: bool, kind: str | None) -> str:
         model = type(self.model).__name__
         if named:
-            return f"{text!r} on {model}: no site there has the port :{pattern.port}"
+            what = f"the port :{pattern.port or 'out'}" if kind != "weight" else "parameters"
+            return f"{text!r} on {model}: no site there has {what}"
         names = {re.sub(r"\.\d+(?=\.|$)", ".*", n) for n in self.module_names}
         names |= {site.role for site in self.weights}
         near = difflib.get_close_matches(re.sub(r"\.-?\d+(?=\.|$)", ".*", pattern.path), sorted(names), 3, 0.3)

@@ -136,7 +136,7 @@ def base_parameters(source: nn.Module | Mapping[str, Any]) -> dict[str, Any]:
 def base_name(name: str) -> str | None:
     """A parameter's native name: `a.parametrizations.weight.original` is `a.weight`. None if attached."""
     name = name.replace("_orig_mod.", "")
-    if name.startswith("monochord."):
+    if "monochord" in name.split("."):
         return None
     owner, found, rest = name.partition("parametrizations.")
     if not found or (owner and not owner.endswith(".")):

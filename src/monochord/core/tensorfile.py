@@ -48,9 +48,9 @@ def read_header(path: str | os.PathLike[str]) -> Header:
     size = path.stat().st_size
     with open(path, "rb") as file:
         start = file.read(8)
-        if start[:2] in (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6))):
-            raise StorageError(f"{path} is a pickle, which can run code when opened: use safetensors")
         length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+        if length + 8 > size and start[:2] in (b"PK", *(b"\x80" + bytes([protocol]) for protocol in range(2, 6))):
+            raise StorageError(f"{path} is a pickle, which can run code when opened: use safetensors")
         if length + 8 > size:
             raise StorageError(f"{path} is truncated or not a safetensors file ({size} bytes)")
         text = file.read(length)

@@ -21,11 +21,11 @@ from torch import Generator, Tensor, nn
 
 from monochord.core import registry
 from monochord.core.attach import Attachment, Placement
+from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
 from monochord.core.delta import Delta
 from monochord.core.entries import Dense, Entry
 from monochord.core.lowrank import LowRank
-from monochord.core.merge import owned
 from monochord.core.modification import Modification, WeightModification
 from monochord.core.sites import Site
 from monochord.core.storage import StorageError, fingerprint, load_folder, save_folder

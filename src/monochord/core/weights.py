@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
+from monochord.core.blocks import owned
 from monochord.core.changes import LowRank, Unfrozen
 from monochord.core.layers import Layer, bias_of, layer_of, rows_of
-from monochord.core.merge import owned
 from monochord.core.modification import WeightModification
 from monochord.core.ports import Handle
 from monochord.core.sites import Site, SiteError
@@ -33,7 +33,7 @@ def install_weights(
     shared: dict[str, _SharedInput] = {}
     for number, site, change in placements:
         module = model.get_submodule(site.module)
-        layer = layer_of(module, site.parameter)
+        layer = layer_of(module, site.parameter, model.get_submodule(site.module.rpartition(".")[0]))
         if isinstance(change, Unfrozen):
             handles.append(_InPlace(module, site, change))
             switch.reached.add(number)
