@@ -48,9 +48,9 @@ _HOMES = {
     "monochord.models": ("load", "processor"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
-_MODULES = ("adapt", "core", "lab", "models", "objectives", "testing")
+_MODULES = ("adapt", "core", "data", "lab", "models", "objectives", "testing")
 
-__all__ = [*sorted(_HOME_OF), *_MODULES, "data"]
+__all__ = [*sorted(_HOME_OF), *_MODULES]
 
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from monochord import adapt as adapt
@@ -105,8 +105,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
 
 
 def __getattr__(name: str) -> Any:
-    if name == "data":
-        return importlib.import_module("monochord.data").data
     if name in _HOME_OF:
         return getattr(importlib.import_module(_HOME_OF[name]), name)
     if name in _MODULES:

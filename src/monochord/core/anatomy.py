@@ -30,7 +30,8 @@ def anatomy(model: nn.Module, blocks: str | None = None) -> Anatomy:
         stacks = [_children(blocks, modules)]
     elif unet is not None:
         _unet(found, unet, modules)
-        stacks = [s for s in [[p for p, m in modules.items() if "TransformerBlock" in kind(m)]] if s]
+        blocks_inside = [p for p, m in modules.items() if "TransformerBlock" in kind(m)]
+        stacks = [sorted(blocks_inside, key=_running_order)] if blocks_inside else []
     else:
         stacks = _stacks(modules)
     for prefix, paths in zip(_prefixes(stacks), stacks, strict=True):
@@ -162,6 +163,11 @@ def _unet(found: Anatomy, root: str, modules: Modules) -> None:
         left -= count
         for j in range(count):
             found.add(f"skips.{left + j}", Part(p, p, p, None, j))
+
+
+def _running_order(path: str) -> int:
+    """Down, mid and up, whatever the order in which a U-Net defines them."""
+    return next((i for i, name in enumerate(("down_blocks", "mid_block", "up_blocks")) if name in path), 3)
 
 
 def _children(path: str, modules: Modules) -> list[str]:

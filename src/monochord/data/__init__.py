@@ -1,6 +1,8 @@
 """Real data: a small catalog of sets that ship in packages, and whatever files, rows and loaders people have."""
 
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from monochord.core.catalog import unknown
@@ -32,3 +34,13 @@ def data(given: Any, *, limit: dict[str, int] | None = None, progress: bool = Tr
     else:
         dataset = adopt(given, **options)
     return dataset.limit(**limit) if limit else dataset
+
+
+class _Callable(ModuleType):
+    """`monochord.data` is this package and, called, its function `data`: `mc.data("movie-reviews")`."""
+
+    def __call__(self, given: Any, **options: Any) -> Dataset:
+        return data(given, **options)
+
+
+sys.modules[__name__].__class__ = _Callable
