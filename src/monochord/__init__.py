@@ -55,6 +55,7 @@ __all__ = [*sorted(_HOME_OF), *_MODULES]
 if TYPE_CHECKING:  # the same names, for type checkers and editors
     from monochord import adapt as adapt
     from monochord import core as core
+    from monochord import data as data
     from monochord import lab as lab
     from monochord import models as models
     from monochord import objectives as objectives
@@ -98,7 +99,6 @@ if TYPE_CHECKING:  # the same names, for type checkers and editors
     from monochord.core.zeroth_order import ZerothOrder as ZerothOrder
     from monochord.data import Batches as Batches
     from monochord.data import Dataset as Dataset
-    from monochord.data import data as data
     from monochord.lab.compare import compare as compare
     from monochord.models import load as load
     from monochord.models import processor as processor
