@@ -263,6 +263,11 @@ class _Act:
     switch: Switch
     call: Call | None
 
+    @property
+    def idle(self) -> bool:
+        """Whether it will leave every value as it is."""
+        return self.switch.strength is None
+
     def __call__(self, value: Tensor, inputs: Inputs | None) -> Tensor | None:
         switch, change = self.switch, self.change
         if switch.strength is None:

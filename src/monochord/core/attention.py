@@ -41,19 +41,25 @@ class _Watch:
 
     def __init__(self, site: Site, act: Act) -> None:
         self.site, self.act = site, act
-        self.modes: list[_Explicit] = []
+        self.modes: list[_Explicit | None] = []
 
     def enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if getattr(self.act, "idle", False):  # switched off, so the fused attention runs as it would
+            self.modes.append(None)
+            return
         value = args[0] if args else next(v for v in kwargs.values() if isinstance(v, Tensor))
         output = getattr(module, "out_proj", None) if self.site.port == "heads" else None
         batch = value.shape[0 if getattr(module, "batch_first", True) else 1] if value.dim() == 3 else 1
-        self.modes.append(_Explicit(self.site, self.act, output, batch))
-        self.modes[-1].__enter__()
+        mode = _Explicit(self.site, self.act, output, batch)
+        self.modes.append(mode)
+        mode.__enter__()
 
     def leave(self, module: nn.Module, args: Any, result: Any) -> None:
         if not self.modes:  # the forward failed before this module was entered
             return
         mode = self.modes.pop()
+        if mode is None:
+            return
         mode.__exit__(None, None, None)
         if not mode.seen and result is not None:
             raise SiteError(
@@ -115,12 +121,17 @@ class _Explicit(TorchFunctionMode):
         return self._see(_without_empty(func(scores, *args, **kwargs), scores), "pattern")
 
     def _see(self, value: Tensor, what: str) -> Tensor:
-        """Show (batch, heads, queries, keys); torch's multi-head attention packs batch and heads in one axis."""
+        """Show (batch, heads, queries, keys), however they are packed.
+
+        Torch's multi-head attention lays batch and heads on one axis; transformers lays the query heads that
+        share a key along the queries when there is one query.
+        """
         if what != self.site.port:
             return value
         self.seen = True
-        heads = self.site.heads.n_heads if self.site.heads else 1
-        new = self.act(value if value.dim() == 4 else value.unflatten(0, (-1, heads)), None)
+        heads = self.site.heads.n_heads if self.site.heads else value.shape[1]
+        batch = value.shape[0] // heads if value.dim() == 3 else value.shape[0]
+        new = self.act(value.reshape(batch, heads, -1, value.shape[-1]), None)
         return value if new is None else new.reshape(value.shape)
 
     def _see_heads(self, value: Tensor) -> Tensor:

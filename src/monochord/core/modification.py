@@ -135,6 +135,7 @@ class Patch(Modification):
             raise ValueError("Patch takes either a captured value or from_model=, not both")
         self.value = value
         self._source = (from_model,)  # in a tuple: the other model is no part of this one
+        self._cache: tuple[Any, Any] | None = None
 
     def bind(self, site: Site, model: nn.Module) -> Modification:
         (other,) = self._source
@@ -146,6 +147,7 @@ class Patch(Modification):
 
     def forward(self, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.value is None:
+            args, kwargs = tuple(map(self._own, args)), {k: self._own(v) for k, v in kwargs.items()}
             output = self._source[0](*args, **kwargs)  # type: ignore[misc]
             return output if isinstance(output, Tensor) else output[0]
         if self.value.shape != value.shape:
@@ -154,6 +156,14 @@ class Patch(Modification):
                 "run both prompts at the same length or select tokens"
             )
         return self.value.to(value)
+
+    def _own(self, argument: Any) -> Any:
+        """The other model's keys and values go to a cache of their own, begun when the caller's begins."""
+        if not hasattr(argument, "get_seq_length") or not hasattr(argument, "update"):
+            return argument
+        if self._cache is None or self._cache[0] is not argument:
+            self._cache = (argument, type(argument)())
+        return self._cache[1]
 
 
 class Project(Modification):

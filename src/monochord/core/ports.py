@@ -31,22 +31,32 @@ class Handle(Protocol):
 class Call:
     """What is known of the running forward of a model: its attention mask, its past length, its number.
 
-    Kept up to date by one hook at the root, which is only there when a selector asks for it.
+    Kept up to date by hooks at the root (and at the encoder of an encoder-decoder, which generation calls by
+    itself), which are only there when a selector asks for them.
     """
 
     def __init__(self, model: nn.Module, roles: dict[str, Tensor] | None = None) -> None:
         self.roles = roles or {}
         self.step = -1
         self.counts: dict[str, int] = {}
-        self._arguments: dict[str, Any] = {}
-        forward = getattr(model, "forward", model.__call__)
-        self._names = list(inspect.signature(forward).parameters)
-        self._handle = model.register_forward_pre_hook(self._enter, with_kwargs=True)
+        self._past = 0
+        self._root: dict[str, Any] = {}
+        self._encoder: dict[str, Any] = {}
+        self._names = _arguments(model)
+        self._handles = [model.register_forward_pre_hook(self._enter, with_kwargs=True)]
+        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+            encoder = model.get_encoder()  # type: ignore[operator]
+            self._encoder_names = _arguments(encoder)
+            self._handles.append(encoder.register_forward_pre_hook(self._enter_encoder, with_kwargs=True))
 
     def _enter(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.step += 1
         self.counts.clear()
-        self._arguments = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self._root = {**dict(zip(self._names, args, strict=False)), **kwargs}
+        self._past = cache_length(self._root.get("past_key_values", self._root.get("cache_params")))
+
+    def _enter_encoder(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._encoder = {**dict(zip(self._encoder_names, args, strict=False)), **kwargs}
 
     def number(self, site: Site) -> int:
         """How often the site has been reached in this forward, counted from zero."""
@@ -55,20 +65,34 @@ class Call:
         return count
 
     def past(self, site: Site) -> int:
-        """Tokens already in the key-value cache."""
-        if site.name.startswith("encoder."):
-            return 0
-        cache = self._arguments.get("past_key_values")
-        return int(cache.get_seq_length()) if cache is not None and hasattr(cache, "get_seq_length") else 0
+        """Tokens in the key-value cache before this forward."""
+        return 0 if site.name.startswith("encoder.") else self._past
 
     def mask(self, site: Site) -> Tensor | None:
         """The (batch, past + seq) mask of real tokens for the stack of the site, if the caller gave one."""
-        name = "decoder_attention_mask" if site.name.startswith("decoder.") else "attention_mask"
-        mask = self._arguments.get(name)
+        if site.name.startswith("encoder."):
+            mask = self._encoder.get("attention_mask", self._root.get("attention_mask"))
+        else:
+            mask = self._root.get("decoder_attention_mask" if site.name.startswith("decoder.") else "attention_mask")
         return mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
 
     def remove(self) -> None:
-        self._handle.remove()
+        for handle in self._handles:
+            handle.remove()
+
+
+def cache_length(cache: Any) -> int:
+    """Tokens that a key-value cache holds; a recurrent state that has begun counts as one."""
+    if cache is None or not hasattr(cache, "get_seq_length"):
+        return 0
+    try:
+        return int(cache.get_seq_length())
+    except ValueError:  # a cache of recurrent layers only
+        return int(cache.has_previous_state())
+
+
+def _arguments(module: nn.Module) -> list[str]:
+    return list(inspect.signature(module.forward).parameters)
 
 
 def install(model: nn.Module, site: Site, act: Act, *, reads: bool = False) -> list[Handle]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from monochord.core.blocks import kind
 from monochord.core.modification import Modification
 from monochord.core.pattern import SiteError
-from monochord.core.ports import Handle, first_tensor, replace_first
+from monochord.core.ports import Handle, cache_length, first_tensor, replace_first
 from monochord.core.sites import Index, Site
 from monochord.core.switch import Switch
 
@@ -91,7 +91,7 @@ class _Insertion:
             return None
         given = {**dict(zip(self.names, args, strict=False)), **kwargs}
         cache = given.get("past_key_values", given.get("cache_params"))
-        self.waiting = not _begun(cache)
+        self.waiting = cache_length(cache) == 0
         mask, positions = given.get("attention_mask"), given.get("position_ids")
         if isinstance(mask, dict) or (isinstance(mask, Tensor) and mask.dim() != 2):
             raise SiteError("prompt tokens need a (batch, seq) attention mask: use the default cache, not a static one")
@@ -138,12 +138,3 @@ class _Insertion:
     def _cut(self, value: Tensor) -> Tensor:
         length = len(self.prompt.tokens)
         return value[:, length:] if self.prompt.front else value[:, :-length]
-
-
-def _begun(cache: Any) -> bool:
-    """Whether a cache already holds the prompt and the tokens before."""
-    if cache is None:
-        return False
-    if hasattr(cache, "has_previous_state") and not hasattr(cache, "get_seq_length"):
-        return bool(cache.has_previous_state)
-    return int(cache.get_seq_length()) > 0
