@@ -17,7 +17,7 @@ from monochord.lab.tasks import CausalLM, ImageClassification, Task, TextClassif
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-N_PAIRS, PAIR_TOKENS = 200, 32
+N_PAIRS, PAIR_TOKENS = 200, 24
 N_KNOWN, N_ASKED = 300, 200  # digits
 N_REVIEWS, REVIEW_TOKENS = 24, 96
 

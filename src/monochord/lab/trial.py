@@ -171,23 +171,48 @@ def _trained(
 
 
 def _fit(task: Task, model: nn.Module, rate: float, seed: int, steps: int) -> tuple[Peak, Clock, list[float]]:
+    """Train what the tuner left trainable; a fresh head has a rate of its own, the same for every method."""
     import torch
 
-    batches = list(task.batches(seed, steps))
-    clock, losses = Clock(), []
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], rate)
-    model.train()
-    with Peak() as peak:
-        clock.start()
-        for batch in batches:
-            loss = model(**batch).loss
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(float(loss))
+    from monochord.core.fit import Callback, Run, fit
+    from monochord.core.update import Gradient
+
+    clock = Clock()
+
+    class Ticks(Callback):
+        def on_start(self, run: Run) -> None:
+            clock.start()
+
+        def on_step(self, run: Run) -> None:
             clock.tick()
-    model.eval()
-    return peak, clock, losses
+
+    head = (
+        {id(p) for name, p in model.named_parameters() if name.startswith(f"{HEAD}.")} if _head_size(model) else set()
+    )
+
+    def optimizer(groups: list[dict[str, Any]], lr: float) -> torch.optim.Optimizer:
+        parameters = [p for group in groups for p in group["params"]]
+        rest = [p for p in parameters if id(p) not in head]
+        apart = [p for p in parameters if id(p) in head]
+        made = [{"params": rest, "lr": lr}] if rest else []
+        made += [{"params": apart, "lr": task.settings.head_rate if rest else lr}] if apart else []
+        return torch.optim.AdamW(made, weight_decay=0.0)
+
+    with Peak() as peak:
+        history = fit(
+            model,
+            task.batches(seed, steps),
+            task.objective(),
+            steps=steps,
+            update=Gradient(optimizer, rate),
+            schedule="linear",
+            warmup=0.1,
+            seed=seed,
+            callbacks=[Ticks()],
+            progress=False,
+            device="cpu",
+        )
+    return peak, clock, history.losses
 
 
 def _head_size(model: nn.Module) -> int:
