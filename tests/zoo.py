@@ -151,8 +151,14 @@ _BUILD: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
     ),
     "ast": (
         lambda: hf.ASTModel(
-            hf.ASTConfig(hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
-                         num_mel_bins=32, max_length=64)  # fmt: skip
+            hf.ASTConfig(
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                num_mel_bins=32,
+                max_length=64,
+            )
         ),
         lambda: {"input_values": torch.linspace(-1, 1, 2 * 64 * 32).reshape(2, 64, 32).sin()},
     ),
@@ -169,8 +175,16 @@ _BUILD: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
     ),
     "mamba2": (
         lambda: hf.Mamba2ForCausalLM(
-            hf.Mamba2Config(hidden_size=32, num_hidden_layers=2, vocab_size=64, state_size=4, num_heads=8, head_dim=8,
-                            n_groups=1, chunk_size=8)  # fmt: skip
+            hf.Mamba2Config(
+                hidden_size=32,
+                num_hidden_layers=2,
+                vocab_size=64,
+                state_size=4,
+                num_heads=8,
+                head_dim=8,
+                n_groups=1,
+                chunk_size=8,
+            )
         ),
         text_batch,
     ),

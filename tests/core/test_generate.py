@@ -25,8 +25,9 @@ def generate(
     model: nn.Module, given: dict[str, torch.Tensor], use_cache: bool = True
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """New tokens (batch, 5) and their scores (batch, 5, vocabulary)."""
-    out = model.generate(**given, max_new_tokens=5, min_new_tokens=5, do_sample=False, use_cache=use_cache,
-                         pad_token_id=0, eos_token_id=None, output_logits=True, return_dict_in_generate=True)  # fmt: skip
+    greedy = {"do_sample": False, "pad_token_id": 0, "eos_token_id": None, "use_cache": use_cache}
+    returned = {"output_logits": True, "return_dict_in_generate": True}
+    out = model.generate(**given, max_new_tokens=5, min_new_tokens=5, **greedy, **returned)
     return out.sequences[:, -5:], torch.stack(out.logits, 1)
 
 

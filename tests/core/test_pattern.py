@@ -8,7 +8,9 @@ from monochord.core.pattern import PORTS, Pattern, Selector, SiteError, contains
 
 name = st.from_regex(r"[a-z][a-z0-9_]{0,5}", fullmatch=True)
 path = st.lists(name | st.integers(0, 30).map(str), min_size=1, max_size=5).map(".".join)
-index = st.lists(st.integers(-9, 9).map(str) | st.sampled_from(["1:4", ":3", "2:", "::2", "-3:"]), min_size=1, max_size=3)
+index = st.lists(
+    st.integers(-9, 9).map(str) | st.sampled_from(["1:4", ":3", "2:", "::2", "-3:"]), min_size=1, max_size=3
+)
 
 
 @pytest.mark.parametrize(
@@ -18,7 +20,11 @@ index = st.lists(st.integers(-9, 9).map(str) | st.sampled_from(["1:4", ":3", "2:
         ("*.conv*.weight", ["conv1.weight", "a.b.conv2.weight"], ["a.conv.b.weight", "a.bias"]),
         ("**.weight", ["weight", "a.weight", "a.b.weight"], ["a.weight.b", "aweight"]),
         ("head.**", ["head.a", "head.a.b"], ["head", "heads.a"]),
-        ("blocks.*.attn.{q,v}.weight", ["blocks.0.attn.q.weight", "blocks.9.attn.v.weight"], ["blocks.0.attn.k.weight"]),
+        (
+            "blocks.*.attn.{q,v}.weight",
+            ["blocks.0.attn.q.weight", "blocks.9.attn.v.weight"],
+            ["blocks.0.attn.k.weight"],
+        ),
         ("blocks.{2..4}", ["blocks.2", "blocks.4"], ["blocks.1", "blocks.5", "blocks.24"]),
         ("a.**.z", ["a.z", "a.b.z", "a.b.c.z"], ["a", "az", "a.b"]),
         ("layer?", ["layer1", "layerx"], ["layer", "layer10"]),

@@ -48,7 +48,7 @@ def test_blocks_are_found_and_run_in_order(name: str) -> None:
 )
 def test_blocks_hand_on_the_residual_stream(name: str) -> None:
     """What leaves block N is what enters block N + 1, so differences of outputs sum to the stream."""
-    model, acts = read(name, "blocks.*:in", "blocks.*:out")
+    _, acts = read(name, "blocks.*:in", "blocks.*:out")
     stacks = {n.partition("blocks")[0] for n in acts}
     for stack in stacks:
         count = sum(n.startswith(f"{stack}blocks") for n in acts) // 2
@@ -63,7 +63,7 @@ def test_blocks_hand_on_the_residual_stream(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["gpt2", "llama", "qwen2", "vit", "gpt-neox", "multihead"])
 def test_attention_and_mlp_are_what_a_block_adds(name: str) -> None:
-    model, acts = read(name, "blocks.*:in", "blocks.*:out", "blocks.*.attn:out", "blocks.*.mlp:out")
+    _, acts = read(name, "blocks.*:in", "blocks.*:out", "blocks.*.attn:out", "blocks.*.mlp:out")
     for i in range(2):
         added = acts[f"blocks.{i}.attn:out"] + acts[f"blocks.{i}.mlp:out"]
         change = acts[f"blocks.{i}:out"] - acts[f"blocks.{i}:in"]
@@ -103,7 +103,7 @@ def test_pattern_is_the_softmax_of_scores_and_makes_the_heads(name: str) -> None
             torch.testing.assert_close(heads, acts[f"{owner}:heads"], atol=1e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", DENSE + ("convnext",))
+@pytest.mark.parametrize("name", (*DENSE, "convnext"))
 def test_neurons_through_the_down_projection_give_the_mlp(name: str) -> None:
     model, acts = read(name, "**.mlp:neurons", "**.mlp:pre", "**.mlp.down:out", "**.mlp.up:out")
     owners = [n.removesuffix(":neurons") for n in acts if n.endswith(":neurons")]

@@ -70,7 +70,7 @@ def _flatten(paths: list[str], modules: Modules) -> list[str]:
     """Replace stages by their blocks: a stage has no attention just below and one list with most of its weights."""
     flat: list[str] = []
     for path in paths:
-        for name, module in modules[path].named_children():
+        for name, module in ((p.rpartition(".")[2], modules[p]) for p in _children(path, modules)):
             inner = _children(f"{path}.{name}", modules)
             held = isinstance(module, (nn.ModuleList, nn.Sequential)) and 2 * _size(module) > _size(modules[path])
             like = len({kind(modules[c]) for c in inner}) == 1

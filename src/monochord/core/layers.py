@@ -31,6 +31,11 @@ class Layer:
         """The axis of the output that the weight's rows become."""
         return 1 - self.module.weight.dim() if isinstance(self.module, _CONVOLUTIONS) else -1
 
+    @property
+    def rows_are_outputs(self) -> bool:
+        """Whether the weight's first axis is the output's, so that a factor a row can act on the output."""
+        return not isinstance(self.module, (nn.Embedding, *_TRANSPOSED))
+
     def apply(self, x: Tensor, weight: Tensor) -> Tensor:
         """The layer's output for `x` with `weight` in place of its own, without its bias."""
         m = self.module

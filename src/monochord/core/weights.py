@@ -37,7 +37,7 @@ def install_weights(
         if isinstance(change, Unfrozen):
             handles.append(_InPlace(module, site, change))
             switch.reached.add(number)
-        elif layer is None or not change.bypasses:
+        elif layer is None or not change.bypasses or (change.gain() is not None and not layer.rows_are_outputs):
             handles.append(_Parametrized(module, site, change, switch, number))
         else:
             group = None
