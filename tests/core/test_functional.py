@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from monochord.adapt import LoRA
 from monochord.core.delta import Delta
-from monochord.core.forward import logits_of
+from monochord.core.forward import logits_of, run
 from monochord.core.functional import call, jvp, linearize, ntk, vjp
 
 NAMES = ("sequential", "gpt2", "bert", "vit", "unet", "multihead")  # float64 from end to end
@@ -174,6 +174,15 @@ def test_delta_goes_out_and_in_bit_for_bit_and_fits_the_model() -> None:
     assert torch.equal(linear(x), other(x))  # the expansion stays where it was
     with pytest.raises(ValueError, match="the nearest is"):
         other.set_delta(Delta({"0.weigth": torch.zeros(5, 3)}))
+
+
+def test_linearised_model_takes_batches_as_models_do() -> None:
+    model, x = tiny()
+    linear = linearize(model)
+    assert torch.equal(run(linear, {"pixel_values": x, "labels": torch.zeros(4)}), model(x))
+    labels = torch.arange(12).reshape(2, 6)
+    t5 = linearize(zoo.build("t5"))
+    assert t5(**zoo.text_batch(), labels=labels).logits.shape == (2, 6, 64)  # the decoder's inputs come from the labels
 
 
 def test_linearised_around_another_model() -> None:
