@@ -227,7 +227,7 @@ def test_bad_input_is_one_clear_line(options, line):
 
 
 def test_nothing_to_train_is_one_clear_line():
-    with pytest.raises(ValueError, match="nothing to train: no parameter has requires_grad"):
+    with pytest.raises(ValueError, match=r"nothing to train: no parameter has requires_grad"):
         run(tuned_head().requires_grad_(False))
 
 
@@ -239,7 +239,7 @@ def test_second_streams_are_found_in_the_batch():
             return Loss(model(batch["other"]["x"]).mean() + model(batch["x"]).mean())
 
     assert len(run(tuned_head(), objective=Both(), streams={"other": batches(2)}).losses) == 6
-    with pytest.raises(ValueError, match="needs a second stream: pass streams={'other'"):
+    with pytest.raises(ValueError, match="needs a second stream: pass streams="):
         run(tuned_head(), objective=Both())
 
 
