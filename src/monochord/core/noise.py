@@ -35,7 +35,8 @@ class Noise:
         self.device = devices.pop() if devices else torch.device("cpu")
         size = PIECE if self.device.type == "cpu" else 1 << 26
         pieces = [(piece, i) for i, group in enumerate(groups) for piece in _pieces(group, size)]
-        self._lanes = [pieces[lane::LANES] for lane in range(LANES)]
+        self._lanes = [lane for lane in (pieces[i::LANES] for i in range(LANES)) if lane]
+        self._needs = [sum(-(-sum(map(len, piece)) // 4) for piece, _ in lane) for lane in self._lanes]
 
     @torch.no_grad()
     def visit(self, seed: int, visit: Visit) -> None:
@@ -56,20 +57,20 @@ class Noise:
                         drawn.random_(2, generator=generator).mul_(2).sub_(1)
                     visit(pieces, list(drawn.split([len(piece) for piece in pieces])), group)
             return
-        threads = min(torch.get_num_threads(), LANES)
-        if threads == 1:
-            for i in range(LANES):
+        threads = min(torch.get_num_threads(), len(self._lanes))
+        if threads <= 1:
+            for i in range(len(self._lanes)):
                 self._run(i, seed, visit)
             return
         with ThreadPoolExecutor(threads) as pool:
-            list(pool.map(lambda lane: self._run(lane, seed, visit), range(LANES)))
+            list(pool.map(lambda lane: self._run(lane, seed, visit), range(len(self._lanes))))
 
     @torch.no_grad()
     def _run(self, lane: int, seed: int, visit: Visit) -> None:
         gaussian = self.kind == "gaussian"
         drawn = torch.empty(PIECE)
         rows = drawn.numpy().reshape(-1, 8)
-        words = _words(seed, lane)
+        words = _words(seed, lane, self._needs[lane])
         for pieces, group in self._lanes[lane]:
             size = sum(map(len, pieces))
             if gaussian:
@@ -82,15 +83,15 @@ class Noise:
             visit(pieces, list(drawn[:size].split(lengths)) if len(pieces) > 1 else [drawn[:size]], group)
 
 
-def _words(seed: int, lane: int) -> Callable[[int], np.ndarray]:
-    """A function that draws the next 64-bit random words; they are made many at once."""
+def _words(seed: int, lane: int, most: int) -> Callable[[int], np.ndarray]:
+    """A function that draws the next 64-bit random words; they are made many at once, but no more than `most`."""
     random = np.random.Generator(np.random.SFC64([seed, lane]))
     block, used = np.empty(0, dtype=np.uint64), 0
 
     def draw(count: int) -> np.ndarray:
         nonlocal block, used
         if used + count > len(block):
-            block, used = random.integers(0, 1 << 64, size=PIECE, dtype=np.uint64), 0
+            block, used = random.integers(0, 1 << 64, size=min(PIECE, most), dtype=np.uint64), 0
         used += count
         return block[used - count : used]
 

@@ -7,6 +7,7 @@ token counted once however the batch is cut.
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -124,8 +125,7 @@ class Objective(ABC):
 
     @property
     def name(self) -> str:
-        letters = type(self).__name__
-        return "".join("_" + c.lower() if c.isupper() and i else c.lower() for i, c in enumerate(letters))
+        return re.sub("(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", type(self).__name__).lower()
 
 
 class Total(Objective):
@@ -181,11 +181,11 @@ class OwnLoss(Objective):
     """The loss the model computes itself when it is given labels."""
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
+        local = self.count(batch)
         output = model(**{name: value for name, value in batch.items() if isinstance(value, Tensor)})
         value = output.get("loss") if isinstance(output, Mapping) else getattr(output, "loss", None)
         if value is None:
             raise ValueError(f"{type(unwrap(model)).__name__} returns no loss: pass an objective, and data with labels")
-        local = self.count(batch)
         value = value * (local / step.count(self, local))
         return Loss(value, {"loss_of_model": value.item()})
 

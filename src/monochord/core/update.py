@@ -138,7 +138,9 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 def sum_losses(losses: Sequence[Loss]) -> Loss:
     """The loss of a whole step from those of its micro-batches, each divided by the count of all."""
-    total = torch.stack([loss.total.float() for loss in losses]).sum()
+    total = torch.stack(
+        [loss.total if loss.total.dtype == torch.float64 else loss.total.float() for loss in losses]
+    ).sum()
     names = dict.fromkeys(name for loss in losses for name in loss.terms)
     return Loss(total, {name: sum(loss.terms.get(name, 0.0) for loss in losses) for name in names})
 

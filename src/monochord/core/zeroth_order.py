@@ -65,21 +65,15 @@ class ZerothOrder(Update):
         losses: list[Loss] = []
         rate = self.lr * self.factor
         self._keep()
-        with evaluating(model), torch.inference_mode():
-            for sample in range(self.samples):
-                seed = self._seed(step.index, sample)
+        for sample in range(self.samples):
+            seed = self._seed(step.index, sample)
+            up, down = self._two(seed, model, batches, objective, step)
+            pairs.append((seed, (up.total.item() - down.total.item()) / (2 * self.eps)))
+            losses.append(Loss((up.total + down.total) / 2, up.terms))
+            if self.exact_restore:
+                self._back()
+            elif self.samples > 1:
                 self._move(seed, self.eps)
-                up = self._loss(model, batches, objective, step)
-                if self.exact_restore:
-                    self._back()
-                self._move(seed, -self.eps if self.exact_restore else -2 * self.eps)
-                down = self._loss(model, batches, objective, step)
-                pairs.append((seed, (up.total.item() - down.total.item()) / (2 * self.eps)))
-                losses.append(Loss((up.total + down.total) / 2, up.terms))
-                if self.exact_restore:
-                    self._back()
-                elif self.samples > 1:
-                    self._move(seed, self.eps)
         pairs = self._shared(pairs)
         if bad := [g for _, g in pairs if not math.isfinite(g)]:
             if not self.exact_restore and self.samples == 1:
@@ -156,6 +150,28 @@ class ZerothOrder(Update):
                 _shift(pieces, z, decay * behind - slope)
 
             self._noise.visit(seed, change)
+
+    def _two(
+        self, seed: int, model: nn.Module, batches: Sequence[Batch], objective: Objective, step: Step
+    ) -> tuple[Loss, Loss]:
+        """The losses at +eps and at -eps, where the weights are left; after an exception they are restored."""
+        behind = 0.0
+        try:
+            with evaluating(model), torch.inference_mode():
+                self._move(seed, self.eps)
+                behind = -self.eps
+                up = self._loss(model, batches, objective, step)
+                if self.exact_restore:
+                    self._back()
+                self._move(seed, -self.eps if self.exact_restore else -2 * self.eps)
+                behind = self.eps
+                return up, self._loss(model, batches, objective, step)
+        except BaseException:
+            if self.exact_restore:
+                self._back()
+            else:
+                self._move(seed, behind)
+            raise
 
     def _loss(self, model: nn.Module, batches: Sequence[Batch], objective: Objective, step: Step) -> Loss:
         return sum_losses([objective(model, batch, step.part(i)) for i, batch in enumerate(batches)])
