@@ -82,7 +82,6 @@ def compare(
     """
     from monochord.lab.compare import compare as run
 
-    options = {"batch_size": batch_size, "max_length": max_length, "workers": workers, "timeout": timeout}
     comparison = run(
         model or "minilm",
         data,
@@ -93,11 +92,14 @@ def compare(
         seeds=_seeds(seeds),
         match=match,
         learning_rates=_numbers(rates, "rates"),
+        batch_size=batch_size,
+        max_length=max_length,
         retention=retention,
         engine=engine,
+        workers=workers,
+        timeout=timeout,
         out=out,
         progress=not quiet,
-        **options,
     )
     if as_json:
         _print_json(comparison.to_json())

@@ -15,12 +15,14 @@ def again(model: Any, data: Any, methods: Any, options: dict[str, Any]) -> dict[
     """The `python` call and, where names and numbers say everything, the `command`."""
     usual = {"seeds": 3, "match": "steps", "retention": True}
     rest = {name: value for name, value in options.items() if value is not None and value != usual.get(name)}
-    names = [model, data] if methods is None else [model, data, methods]
+    names = [] if model == "minilm" and data is None and methods is None else [model]
+    names += [data] if data is not None else []
+    rest = {**({"methods": methods} if methods is not None else {}), **rest}
     call = ", ".join([*map(_shown, names), *(f"{name}={_shown(value)}" for name, value in rest.items())])
     found = {"python": f"import monochord as mc\n\nmc.compare({call})"}
     specs = split(methods, ",") if isinstance(methods, str) else methods
     texts = [model, *([data] if data is not None else []), *(specs if isinstance(specs, list | tuple) else [])]
-    if all(isinstance(text, str | Path) for text in texts) and "reference" not in rest:
+    if all(isinstance(text, str | Path) for text in texts) and (methods is None or specs) and "reference" not in rest:
         words = ["monochord", "compare"]
         flags = {"model": model if model != "minilm" else None, "data": data}
         flags["methods"] = ",".join(map(str, specs)) if specs else None

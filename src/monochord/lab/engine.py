@@ -299,7 +299,8 @@ def _exit_reason(code: int | None) -> str:
 
 def _tail(log: Path) -> str:
     try:
-        text = log.read_text(errors="replace").strip()
+        lines = log.read_text(errors="replace").splitlines()
     except OSError:
         return ""
+    text = "\n".join(line for line in lines if not line.startswith("Extension modules:")).strip()
     return f"\n{text[-_LOG_TAIL:]}" if text else ""

@@ -126,7 +126,8 @@ def _how(results: Results) -> str:
         for key in ("command", "python")
         if results["settings"].get(key)
     )
-    work = f"<p>All trials together worked for {results['seconds']:.0f} s.</p>"
+    took = f"{results['seconds']:.0f} s, {results['cpu_seconds']:.0f} s of them on a processor"
+    work = f"<p>All trials together took {took}.</p>"
     return f"<h2>How to get these numbers again</h2>{again}{work}<div class=lists>{lists}</div>"
 
 

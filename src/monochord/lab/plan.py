@@ -57,7 +57,7 @@ class Problem:
             found = data(name, **options)
         objects.update(self.own)
         objects["data"] = prepare(found, self.settings, self.n_train)
-        if retention:
+        if retention and (found.task != "batches" or "processor" in self.own):
             from monochord.lab.retention import material
 
             objects["retention"] = material(self.settings.kind)

@@ -53,6 +53,7 @@ class TrialResult(TypedDict):
     step_seconds: float  # median
     train_seconds: float
     seconds: float  # with loading, scoring and measuring
+    cpu_seconds: float  # the same in processor time, of one core
     steps: int
     losses: list[float]  # of training, at most 50 of them
     blocks: list[BlockChange]
@@ -100,7 +101,8 @@ class Results(TypedDict):
     failures: list[Failure]
     settings: dict[str, Any]
     versions: dict[str, str]
-    seconds: float  # work of all trials together
+    seconds: float  # of all trials together
+    cpu_seconds: float  # the same in processor time
 
 
 def summarise_arm(

@@ -55,7 +55,7 @@ def measure(task: Task, model: nn.Module) -> float | None:
     import torch
 
     found: Dataset | None = task.objects.get("retention")
-    if found is None:
+    if found is None or task.processor is None:
         return None
     with torch.inference_mode():
         if isinstance(task, CausalLM):

@@ -149,6 +149,7 @@ class Runner:
             settings=settings,
             versions=versions(),
             seconds=sum((r.result or {}).get("seconds") or 0.0 for r in records),
+            cpu_seconds=sum((r.result or {}).get("cpu_seconds") or 0.0 for r in records),
         )
 
     def describe(self, record: Record) -> str:

@@ -52,6 +52,7 @@ def sample() -> Results:
         settings={"model": "sample", "data": "sample", "steps": 48, "seeds": [0, 1, 2], "batch_size": 16},
         versions={"monochord": "0", "torch": "0"},
         seconds=412.0,
+        cpu_seconds=399.0,
     )
 
 
@@ -80,6 +81,7 @@ def _trial(score: float, retention: float, parameters: int, norm: float, rank: f
         step_seconds=0.09 if norm == 0 else 0.2,
         train_seconds=9.0,
         seconds=13.0,
+        cpu_seconds=12.0,
         steps=48,
         losses=[0.7, 0.65, 0.6],
         blocks=blocks,

@@ -103,11 +103,12 @@ class Task(ABC):
 
     @cached_property
     def processor(self) -> Any:
-        """The tokenizer or image processor that goes with the model; None when batches are ready."""
+        """The tokenizer or image processor that goes with the model; None for a user's model and ready batches."""
         from monochord.models import entries, processor
 
-        if self.objects.get("processor") is not None or self.data.task == "batches":
-            return self.objects.get("processor")
+        own = self.objects.get("processor")
+        if own is not None or (self.data.task == "batches" and "model" in self.objects):
+            return own
         sized = self.kind == ImageClassification.kind and self.settings.model in entries()
         options = {"size": self.settings.max_length} if sized else {}
         return processor(self.objects.get("model", self.settings.model), **options)
@@ -220,7 +221,9 @@ class CausalLM(Task):
     @property
     def chance(self) -> float:
         """The loss of every token being equally likely."""
-        return math.log(len(self.processor)) if self.processor is not None else math.nan
+        if self.processor is not None:
+            return math.log(len(self.processor))
+        return math.log(self.objects["model"].config.vocab_size)
 
     def model(self, seed: int) -> nn.Module:
         return self._base()

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from monochord.core.pattern import SiteError
 from monochord.core.registry import build
 from monochord.lab import retention as own_task
 from monochord.lab.measure import Clock, Peak, activation_likeness, block_names, folder_bytes, weight_changes
@@ -33,13 +34,13 @@ def search(
     task: Mapping[str, Any], method: str, rate: float, seed: int, steps: int, *, objects: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Train at one learning rate and score on validation data; what was trained is kept for `train`."""
-    begin = time.perf_counter()
+    begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
     tuned = _tuner(method, model, objects).attach(model, seed=seed)
     cost = _trained(opened, model, tuned, state_path(objects, task, method, rate, seed, steps), rate, seed, steps)
     validation = opened.score(model, "validation")
-    return {"validation": validation, "losses": cost["losses"], "seconds": time.perf_counter() - begin}
+    return {"validation": validation, "losses": cost["losses"], **_spent(begin, work)}
 
 
 def train(
@@ -53,7 +54,7 @@ def train(
     objects: Mapping[str, Any],
 ) -> TrialResult:
     """Train `method` for `steps` at learning rate `rate`, or take what `search` trained so, and measure everything."""
-    begin = time.perf_counter()
+    begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
     tuned = _tuner(method, model, objects).attach(model, seed=seed)
@@ -70,18 +71,20 @@ def train(
         step_seconds=cost["step_seconds"],
         train_seconds=cost["train_seconds"],
         seconds=0.0,
+        cpu_seconds=0.0,
         steps=steps,
         losses=cost["losses"],
         blocks=_changes(opened, model, tuned),
     )
     if path is not None:
         path.unlink(missing_ok=True)
-    result["seconds"] = time.perf_counter() - begin
+    result.update(_spent(begin, work))  # type: ignore[typeddict-item]
     return result
 
 
 def base(task: Mapping[str, Any], retention: bool, *, objects: Mapping[str, Any]) -> dict[str, Any]:
     """The untouched base: its score on its own task, on the new one where it has no fresh head, and chance."""
+    begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(0)
     return {
@@ -89,6 +92,7 @@ def base(task: Mapping[str, Any], retention: bool, *, objects: Mapping[str, Any]
         "retention": own_task.measure(opened, model) if retention else None,
         "score": None if _head_size(model) else opened.score(model, "test"),
         "parameters": sum(p.numel() for p in model.parameters()) - _head_size(model),
+        **_spent(begin, work),
     }
 
 
@@ -137,6 +141,10 @@ def _tuner(method: str, model: nn.Module, objects: Mapping[str, Any]) -> Any:
     trained = {site.path for site, _ in tuner.plan(model, Generator().manual_seed(0))}
     rest = [name for name, _ in model.named_parameters() if name.startswith(f"{HEAD}.") and name not in trained]
     return tuner | FullTuning(sites=tuple(rest)) if rest else tuner
+
+
+def _spent(begin: float, work: float) -> dict[str, float]:
+    return {"seconds": time.perf_counter() - begin, "cpu_seconds": time.process_time() - work}
 
 
 def state_path(objects: Mapping[str, Any], *training: Any) -> Path | None:
@@ -234,7 +242,9 @@ def _stored(tuned: Any) -> int:
 
 def _changes(task: Task, model: nn.Module, tuned: Any) -> list[BlockChange]:
     """What changed in each block; detaches the tuner to look at the base."""
-    likeness = activation_likeness(model, tuned.disabled(), task.probe())
+    likeness: dict[str, float] = {}
+    with suppress(SiteError):  # a model without blocks
+        likeness = activation_likeness(model, tuned.disabled(), task.probe())
     delta: Mapping[str, Any] = {}
     with suppress(ValueError):  # a method that adds activations changes no weights
         delta = tuned.delta()
