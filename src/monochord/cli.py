@@ -217,9 +217,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = [argument for argument in given if argument != "--debug"]
     try:
         app(args=given, prog_name="monochord")
-    except KeyboardInterrupt:
-        typer.echo("stopped; the same command goes on where it was", err=True)
-        raise SystemExit(130) from None
+    except SystemExit as end:
+        if end.code == 130:  # Ctrl-C
+            typer.echo("stopped; the same command goes on where it was", err=True)
+        raise
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output is gone
         raise SystemExit(0) from None

@@ -11,7 +11,8 @@ import textwrap
 import pytest
 
 from monochord.lab import store as stores
-from monochord.lab.store import Store, StoreError, content_key
+from monochord.lab.records import content_key
+from monochord.lab.store import Store, StoreError
 
 
 @pytest.fixture

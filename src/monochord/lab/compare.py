@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from monochord.lab import plan
 from monochord.lab.again import again
 from monochord.lab.progress import Progress
+from monochord.lab.records import content_key
 from monochord.lab.report import table, write_html, write_json
 from monochord.lab.results import Failure, Results
 from monochord.lab.runner import Runner
-from monochord.lab.store import Store, content_key
+from monochord.lab.store import Store
 
 if TYPE_CHECKING:
     from rich.table import Table

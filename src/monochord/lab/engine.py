@@ -25,7 +25,8 @@ from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
-from monochord.lab.store import DONE, FAILED, RUNNING, Record, Store, content_key
+from monochord.lab.records import DONE, FAILED, RUNNING, Record, content_key
+from monochord.lab.store import Store
 
 ENGINES = ("local", "inline")
 PRELOAD = ("torch", "transformers.modeling_utils")  # loaded once, before trials are forked

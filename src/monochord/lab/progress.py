@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from monochord.lab.store import DONE, Record
+from monochord.lab.records import DONE, Record
 
 
 class Progress:

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import Any, TypedDict
 
+from monochord.lab.records import DONE, Record, finite
 from monochord.lab.statistics import Interval, mean_interval, paired_difference
-from monochord.lab.store import DONE, Record, finite
 
 FORMAT = "monochord-compare/1"
 

@@ -9,9 +9,10 @@ from monochord.lab import plan
 from monochord.lab.engine import Trial, run
 from monochord.lab.plan import Entrant, Problem
 from monochord.lab.progress import Progress, last_line
+from monochord.lab.records import DONE, Record, content_key
 from monochord.lab.report import versions
 from monochord.lab.results import FORMAT, Failure, Results, add_differences, summarise_arm
-from monochord.lab.store import DONE, Record, Store, content_key
+from monochord.lab.store import Store
 from monochord.lab.tasks import TASKS, Task
 from monochord.lab.trial import state_path
 

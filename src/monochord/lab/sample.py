@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import random
 
+from monochord.lab.records import DONE, Record
 from monochord.lab.results import BlockChange, Results, TrialResult, add_differences, summarise_arm
-from monochord.lab.store import DONE, Record
 
 _ARMS = {  # name: score, forgotten, parameters, relative norm, rank
     "last-layer": (0.66, 0.0, 770, 0.0, 0.0),

@@ -8,13 +8,9 @@ default (write-ahead log: a kill at any point leaves a readable file), any SQLAl
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
-import math
 import os
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -24,7 +20,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-PENDING, RUNNING, DONE, FAILED = "pending", "running", "done", "failed"
+from monochord.lab.records import DONE, FAILED, PENDING, RUNNING, Record, finite
 
 
 class StoreError(RuntimeError):
@@ -65,19 +61,6 @@ class RunRow(Base):
     summary: Mapped[dict[str, Any] | None] = mapped_column(JSON)
     created: Mapped[datetime] = mapped_column(DateTime)
     finished: Mapped[datetime | None] = mapped_column(DateTime)
-
-
-@dataclass(frozen=True)
-class Record:
-    """What the store knows of a trial, detached from the database."""
-
-    key: str
-    label: str
-    state: str
-    arguments: dict[str, Any]
-    result: dict[str, Any] | None = None
-    error: str | None = None
-    attempts: int = 0
 
 
 class Store:
@@ -177,23 +160,6 @@ class Store:
     def _set(self, key: str, **values: Any) -> None:
         with Session(self._engine) as session, session.begin():
             session.execute(update(TrialRow).where(TrialRow.key == key).values(**values))
-
-
-def content_key(*parts: Any) -> str:
-    """Sha256 of JSON-able parts, the same for equal contents whatever the order of dictionary keys."""
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def finite(value: Any) -> Any:
-    """`value` with every infinite or NaN number in it as None: JSON knows neither."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, Mapping):
-        return {str(key): finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 def owner_name(pid: int) -> str:

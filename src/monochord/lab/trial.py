@@ -18,8 +18,8 @@ from monochord.core.pattern import SiteError
 from monochord.core.registry import build
 from monochord.lab import retention as own_task
 from monochord.lab.measure import Clock, Peak, activation_likeness, block_names, folder_bytes, weight_changes
+from monochord.lab.records import content_key
 from monochord.lab.results import BlockChange, TrialResult
-from monochord.lab.store import content_key
 from monochord.lab.tasks import Task, open_task
 
 if TYPE_CHECKING:
