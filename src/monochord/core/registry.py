@@ -21,12 +21,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from monochord.core.specs import MethodError, parse, parse_call, problems, split
+
+__all__ = ["Method", "MethodError", "build", "catalog", "describe", "find", "methods", "parse_call", "split"]
+
 GROUP = "monochord.methods"
 FAMILIES = {"adapt": ("monochord.adapt", "Tuner")}  # family: package, base class of its methods
-
-
-class MethodError(ValueError):
-    """No such method, or arguments it does not take."""
 
 
 @dataclass(frozen=True)
@@ -100,27 +100,14 @@ def build(spec: Any) -> Any:
         return spec
     built: Any = None
     for part in split(spec, "|"):
-        name, arguments = _parse(part)
+        name, arguments = parse(part)
         method = find(name)
         tuner_type = method.load()
-        problems = list(_problems(tuner_type, arguments))
-        if problems:
-            raise MethodError(f"{method.name}: {'; '.join(problems)}")
+        if wrong := list(problems(tuner_type, arguments)):
+            raise MethodError(f"{method.name}: {'; '.join(wrong)}")
         tuner = tuner_type(**{key: ast.literal_eval(node) for key, node in arguments})
         built = tuner if built is None else built | tuner
     return built
-
-
-def parse_call(text: str) -> tuple[str, dict[str, Any]]:
-    """`"movie-reviews(source='imdb')"` as its name and literal arguments. Raises `MethodError`."""
-    name, arguments = _parse(text.strip())
-    values = {}
-    for key, node in arguments:
-        try:
-            values[key] = ast.literal_eval(node)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            raise MethodError(f"{name}: {_not_literal(key, node)}") from None
-    return name, values
 
 
 def describe(tuner: Any) -> str:
@@ -138,109 +125,6 @@ def describe(tuner: Any) -> str:
         if field.init and field.repr and getattr(tuner, field.name) != _default(field)
     ]
     return f"{name}({', '.join(changed)})" if changed else name
-
-
-def split(text: str, separator: str) -> list[str]:
-    """Cut at a one-character separator outside of brackets and quotes; each part stripped.
-
-    Raises `MethodError` for a bracket or quote that is never closed, or an empty part.
-    """
-    parts, depth, quote, start, escaped = [], 0, "", 0, False
-    for i, char in enumerate(text):
-        if quote:
-            if escaped or char == "\\":
-                escaped = not escaped
-            elif char == quote:
-                quote = ""
-        elif char in "'\"":
-            quote = char
-        elif char in "([{":
-            depth += 1
-        elif char in ")]}":
-            depth -= 1
-            if depth < 0:
-                raise MethodError(f"{text!r} closes a bracket at {i} that is not open")
-        elif char == separator and depth == 0:
-            parts.append(text[start:i].strip())
-            start = i + 1
-    if depth or quote:
-        raise MethodError(f"{text!r} has an open {'quote' if quote else 'bracket'}: close it")
-    parts.append(text[start:].strip())
-    if not all(parts):
-        raise MethodError(f"{text!r} has an empty part beside a {separator!r}")
-    return parts
-
-
-def _parse(part: str) -> tuple[str, list[tuple[str, ast.expr]]]:
-    match = re.fullmatch(r"([A-Za-z][\w.-]*)\s*(\(.*\))?", part, re.DOTALL)
-    if match is None:
-        raise MethodError(f"can't read {part!r}: write a name, or name(argument=value, ...)")
-    name, brackets = match.groups()
-    if brackets is None:
-        return name, []
-    try:
-        call = ast.parse(f"f{brackets}", mode="eval").body
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        call = None
-    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name):
-        raise MethodError(f"can't read the arguments of {part!r}: write {name}(argument=value, ...)")
-    if call.args or any(keyword.arg is None for keyword in call.keywords):
-        raise MethodError(f"{name} takes arguments by name: write {name}(argument=value, ...)")
-    return name, [(str(keyword.arg), keyword.value) for keyword in call.keywords]
-
-
-def _problems(tuner_type: Any, arguments: list[tuple[str, ast.expr]]) -> Iterator[str]:
-    """Everything that is wrong with an argument list, one line each."""
-    known = {f.name: f for f in fields(tuner_type) if f.init} if is_dataclass(tuner_type) else {}
-    seen = set()
-    for name, node in arguments:
-        if name in seen:
-            yield f"{name} is given twice"
-            continue
-        seen.add(name)
-        if name not in known:
-            near = get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it takes {', '.join(known) or 'none'}"
-            yield f"no argument {name}, {hint}"
-            continue
-        try:
-            value = ast.literal_eval(node)
-        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
-            yield _not_literal(name, node)
-            continue
-        kind = known[name].type
-        wanted = kind.__name__ if isinstance(kind, type) else str(kind)
-        if not _fits(value, wanted):
-            yield f"{name} must be {wanted}, got {value!r}"
-    missing = [
-        f.name for f in known.values() if f.default is MISSING and f.default_factory is MISSING and f.name not in seen
-    ]
-    if missing:
-        yield f"{', '.join(missing)} must be given"
-
-
-def _not_literal(name: str, node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return f"{name}={text} is not a literal value (text needs quotes: {name}={text!r})"
-
-
-_KINDS: dict[str, tuple[type, ...]] = {
-    "int": (int,),
-    "float": (int, float),
-    "bool": (bool,),
-    "str": (str,),
-    "None": (type(None),),
-}
-
-
-def _fits(value: Any, annotation: str) -> bool:
-    """Whether a literal fits a simple annotation; anything more complicated is left to the method."""
-    options = [option.strip() for option in annotation.split("|")]
-    if "[" in annotation or not all(option in _KINDS for option in options):
-        return True
-    if isinstance(value, bool) and "bool" not in options:
-        return False
-    return any(isinstance(value, _KINDS[option]) for option in options)
 
 
 def _default(field: Any) -> Any:
