@@ -169,7 +169,7 @@ class Tuned(Attachment):
         if os.path.exists(os.path.join(folder, "adapter_config.json")):
             from monochord.core.peft_folder import load_peft
 
-            return load_peft(model, folder, name=name)
+            return load_peft(model, folder, name=name, strict=strict)
         tensors, config = load_folder(folder)
         if config.get("format") != _FORMAT:
             raise StorageError(f"{folder} holds no tuner: expected {_FORMAT!r}, found {config.get('format')!r}")
