@@ -168,3 +168,18 @@ def test_help_and_methods_load_nothing_heavy():
 def test_the_command_is_installed():
     result = subprocess.run([sys.executable, "-m", "monochord.cli", "version"], capture_output=True, text=True)
     assert result.returncode == 0 and result.stdout.startswith("monochord ")
+
+
+def test_failures_are_told_once_and_missing_methods_end_with_1(monkeypatch, tmp_path):
+    from monochord.lab import compare as module
+    from monochord.lab.compare import Comparison
+    from monochord.lab.sample import sample
+
+    results = sample()
+    results["failures"] = [{"label": f"lora, rate {i}", "reason": "no"} for i in range(3)]
+    files = {"report": tmp_path / "r.html", "results": tmp_path / "r.json"}
+    monkeypatch.setattr(module, "compare", lambda *args, **options: Comparison(results, files, ["lora"]))
+    result = runner.invoke(app, ["compare", "--methods", "lora,dora"])
+    assert result.exit_code == 1
+    assert result.stderr == "failed: lora, rate 0 and 2 more: no\n"
+    assert runner.invoke(app, ["compare"]).exit_code == 0  # the defaults need not all fit a model

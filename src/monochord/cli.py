@@ -106,9 +106,13 @@ def compare(
     else:
         _print(comparison.table())
         typer.echo(f"\nreport   {comparison.files['report']}\nresults  {comparison.files['results']}")
+    reasons: dict[str, list[str]] = {}
     for failure in comparison.failures:
-        typer.echo(f"failed: {failure['label']}: {failure['reason']}", err=True)
-    if comparison.missing:
+        reasons.setdefault(failure["reason"], []).append(failure["label"])
+    for reason, labels in reasons.items():
+        others = f" and {len(labels) - 1} more" if len(labels) > 1 else ""
+        typer.echo(f"failed: {labels[0]}{others}: {reason}", err=True)
+    if comparison.missing and (methods or not comparison.results["arms"]):
         raise typer.Exit(1)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -70,9 +71,9 @@ class Progress:
 
 
 def last_line(error: str | None) -> str:
-    """The line of a traceback that says what went wrong."""
+    """The line of a traceback that says what went wrong, without the home of its class."""
     lines = [line for line in (error or "").strip().splitlines() if line.strip()]
     for line in lines:
         if line.startswith("the process ended early"):
             return line
-    return lines[-1] if lines else "no reason given"
+    return re.sub(r"^[\w.]+\.(?=\w+:)", "", lines[-1]) if lines else "no reason given"

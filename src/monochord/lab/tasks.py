@@ -195,7 +195,7 @@ class ImageClassification(_Classification):
     defaults: ClassVar[dict[str, Any]] = {
         "model": "dinov2-s",
         "data": "fashion-mnist",
-        "steps": 32,
+        "steps": 40,
         "batch_size": 16,
         "max_length": 56,
         "n_test": 300,
