@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from monochord.core.narrowing import active, needs_call, take
-from monochord.core.ports import Call, Handle, install
+from monochord.core.ports import Call, Handle, first_tensor, install
 from monochord.core.sites import Site, SiteError, resolve
 
 
@@ -79,15 +79,26 @@ class Capture(Mapping[str, Any]):
         self._values: dict[str, Any] = {}
         self._call: Call | None = None
         self._handles: list[Handle] = []
+        plain = not (self._follow or keep_graph or self._to or every)
+        # resolved once: whole outputs, kept as they are, need no more than one store each
+        self._direct = [
+            (model.get_submodule(s.module), _Keep(n, self._values))
+            for n, s in self._names.items()
+            if plain and s.port == "out" and s.rows is None and s.index is None and not s.selector
+        ]
+        self._careful = {n: s for n, s in self._names.items() if n not in {k.name for _, k in self._direct}}
 
     def __enter__(self) -> Capture:
         if self._handles:
             raise SiteError("this capture is running already: leave its block before entering it again")
-        self._values = {n: copy.deepcopy(self._reduce) for n in self._names} if self._reduce is not None else {}
+        self._values.clear()
+        if self._reduce is not None:
+            self._values.update({n: copy.deepcopy(self._reduce) for n in self._names})
         if self._follow:
             self._call = Call(self.model, self._roles)
         try:
-            for name, site in self._names.items():
+            self._handles = [module.register_forward_hook(keep) for module, keep in self._direct]
+            for name, site in self._careful.items():
                 self._handles += install(self.model, site, self._reader(name, site))
         except BaseException:
             self.__exit__()
@@ -125,14 +136,8 @@ class Capture(Mapping[str, Any]):
 
     def _reader(self, name: str, site: Site) -> Callable[[Tensor, Any], None]:
         values, graph, to, every = self._values, self._graph, self._to, self._every
-        if not (self._follow or site.selector or graph or to or every):
 
-            def read(value: Tensor, inputs: Any) -> None:
-                values[name] = value.detach()
-
-            return read
-
-        def read_with_care(value: Tensor, inputs: Any) -> None:
+        def read(value: Tensor, inputs: Any) -> None:
             if not active(site, self._call):
                 return
             value = value if graph else value.detach()
@@ -146,7 +151,20 @@ class Capture(Mapping[str, Any]):
             else:
                 values[name] = value
 
-        return read_with_care
+        return read
+
+
+class _Keep:
+    """A hook that keeps a module's output and nothing else."""
+
+    __slots__ = ("name", "values")
+
+    def __init__(self, name: str, values: dict[str, Any]) -> None:
+        self.name, self.values = name, values
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        value = output if isinstance(output, Tensor) else first_tensor(output)
+        self.values[self.name] = value.detach()
 
 
 def _rows(value: Tensor, site: Site, call: Call | None) -> Tensor:
