@@ -336,7 +336,7 @@ def test_every_failure_is_listed_in_one_line(model: nn.Module) -> None:
         def kind(self) -> type[Tuned]:
             return NeverOff
 
-    words = caught(lambda: check_tuner(Broken, model, BATCH), "Broken on Net fails 2 of 9 checks")
+    words = caught(lambda: check_tuner(Broken, model, BATCH), "Broken on Net fails 3 of 9 checks")
     assert "untrained: " in words and "disabled: " in words
 
 

@@ -39,7 +39,7 @@ class ConformanceError(AssertionError):
 
 def check_tuner(factory: Factory, model: nn.Module, batch: Batch, *, tolerance: float = 1e-5) -> None:
     """Run every invariant that applies to a tuner; raises one `ConformanceError` that lists those that fail."""
-    factory().attach(model).detach()  # what can't be attached here says so itself
+    factory().attach(copy.deepcopy(model))  # what can't be attached here says so itself
     _check_all(
         f"{type(factory()).__name__} on {type(model).__name__}",
         {
@@ -99,6 +99,17 @@ def check_update(
         _require(trains <= moved, f"{min(trains - moved, default='')} trains and did not move in {steps} steps")
         same = all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
         _require(same, "two runs from the same state end differently")
+        model.load_state_dict(state)
+        saved: dict[str, Any] | None = None
+        for _ in range(steps):  # each step by a new update that takes over the state of the one before
+            resumed = factory()
+            resumed.setup(model)
+            if saved is not None:
+                resumed.load_state_dict(saved)
+            resumed.step(model, batch, objective)
+            saved = copy.deepcopy(resumed.state_dict())
+        same = all(torch.equal(ends[0][n], p) for n, p in model.named_parameters())
+        _require(same, "an update that takes over a saved state goes on differently")
     finally:
         model.load_state_dict(state)
 
@@ -224,10 +235,14 @@ def check_stacking(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """Two of them stack and detach in either order without a trace."""
     before, trace = _run(model, batch), _Trace(model)
     for first in (0, 1):
-        pair = [factory().attach(model, seed=seed) for seed in (0, 1)]
-        _train(pair[1], batch)
+        pair: list[Tuned] = []
+        for seed in (0, 1):
+            pair.append(factory().attach(model, seed=seed))
+            _train(pair[-1], batch)
+        with pair[first].disabled():
+            alone = _run(model, batch)
         pair.pop(first).detach()
-        _run(model, batch)
+        _require_close(_run(model, batch), alone, 1e-6, "the one that stays acts otherwise when the other leaves")
         pair.pop().detach()
         trace.require_same(model)
     _require(torch.equal(_run(model, batch), before), "the output after stacking differs from the one before")
@@ -360,7 +375,8 @@ def _check_shape(modification: Modification, model: nn.Module, site: str, batch:
     with torch.no_grad(), _evaluating(model), attach(model, {name: modification}), capture(model, name) as after:
         model(**batch)
     a, b = before[name], after[name]
-    _require(a.shape == b.shape and a.dtype == b.dtype, f"it turns {tuple(a.shape)} into {tuple(b.shape)}")
+    _require(a.shape == b.shape, f"it turns {tuple(a.shape)} into {tuple(b.shape)}")
+    _require(a.dtype == b.dtype, f"it turns {a.dtype} into {b.dtype}")
 
 
 def _check_trace(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:

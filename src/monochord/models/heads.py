@@ -67,6 +67,14 @@ class Classifier(nn.Module):
         loss = None if labels is None else cross_entropy(logits.float(), labels)
         return SequenceClassifierOutput(loss=loss, logits=logits)
 
+    def gradient_checkpointing_enable(self, *arguments: Any, **options: Any) -> None:
+        """Recompute the backbone's activations in the backward pass, as `Trainer` asks for by name."""
+        self.backbone.gradient_checkpointing_enable(*arguments, **options)  # type: ignore[operator]
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self.backbone.gradient_checkpointing_disable()  # type: ignore[operator]
+
     def embed(self, **inputs: Any) -> Tensor:
         """The pooled features, (batch, d_model)."""
         if "pixel_values" in inputs:
