@@ -201,7 +201,7 @@ def test_scale_by_takes_a_glob():
     scaled = delta.scale_by("blocks.*.mlp.weight", 3)
     assert torch.equal(scaled["blocks.1.mlp.weight"].dense(), torch.full((2,), 3.0))
     assert torch.equal(scaled["blocks.0.attn.weight"].dense(), torch.ones(2))
-    with pytest.raises(DeltaError, match="no weight matches .*mpl.*; the nearest is .blocks"):
+    with pytest.raises(DeltaError, match=r"no weight matches .*mpl.*; the nearest is .blocks"):
         delta.scale_by("blocks.*.mpl.weight", 3)
 
 
@@ -410,7 +410,7 @@ def test_between_entries_know_their_norm_and_save_as_dense(tmp_path):
 
 def test_a_checkpoints_fingerprint_is_its_models(tmp_path):
     net = Net(0)
-    save_file({n: p for n, p in net.named_parameters()}, tmp_path / "model.safetensors")
+    save_file(dict(net.named_parameters()), tmp_path / "model.safetensors")
     assert (
         fingerprint(Checkpoint(tmp_path)) == fingerprint(Checkpoint(tmp_path / "model.safetensors")) == fingerprint(net)
     )
