@@ -90,31 +90,11 @@ class _Explicit(TorchFunctionMode):
             return func(self._see_heads(args[0]), *args[1:], **kwargs)
         return func(*args, **kwargs)
 
-    def _attend(
-        self,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attn_mask: Tensor | None = None,
-        dropout_p: float = 0.0,
-        is_causal: bool = False,
-        scale: float | None = None,
-        enable_gqa: bool = False,
-    ) -> Tensor:
-        if enable_gqa and key.shape[1] != query.shape[1]:
-            repeat = query.shape[1] // key.shape[1]
-            key, value = key.repeat_interleave(repeat, 1), value.repeat_interleave(repeat, 1)
-        scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-        if is_causal:
-            attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        if attn_mask is not None and attn_mask.dtype == torch.bool:
-            scores = scores.masked_fill(~attn_mask, float("-inf"))
-        elif attn_mask is not None:
-            scores = scores + attn_mask
-        scores = self._see(scores, "scores")
-        pattern = _without_empty(torch.softmax(scores.float(), dim=-1).to(query.dtype), scores)
-        pattern = self._see(pattern, "pattern")
-        return F.dropout(pattern, dropout_p) @ value if dropout_p else pattern @ value
+    def _attend(self, *args: Any, **kwargs: Any) -> Tensor:
+        scores, blocked, value, dropout = attention_scores(*args, **kwargs)
+        scores = self._see(scores if blocked is None else scores.masked_fill(blocked, float("-inf")), "scores")
+        pattern = _without_empty(torch.softmax(scores.float(), dim=-1).to(value.dtype), scores)
+        return F.dropout(self._see(pattern, "pattern"), dropout) @ value
 
     def _softmax(self, func: Any, scores: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         scores = self._see(scores, "scores")
@@ -146,3 +126,26 @@ class _Explicit(TorchFunctionMode):
 def _without_empty(pattern: Tensor, scores: Tensor) -> Tensor:
     """Zero for queries that may look nowhere (padding), as fused attention has it."""
     return torch.where(torch.isneginf(scores).all(-1, keepdim=True), 0.0, pattern)
+
+
+def attention_scores(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> tuple[Tensor, Tensor | None, Tensor, float]:
+    """The arguments of fused attention as scores before masking, the mask of what is blocked, values and dropout."""
+    if enable_gqa and key.shape[-3] != query.shape[-3]:
+        repeat = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
+    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
+    if is_causal:
+        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+    if attn_mask is None or attn_mask.dtype == torch.bool:
+        return scores, None if attn_mask is None else ~attn_mask, value, dropout_p
+    blocked = torch.isneginf(attn_mask)
+    return scores + attn_mask.masked_fill(blocked, 0.0), blocked, value, dropout_p

@@ -6,7 +6,6 @@ their Python code. Only for the length of a block; no module is changed.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+from monochord.core.attention import attention_scores
 
 
 @contextmanager
@@ -47,31 +48,13 @@ class _Written(TorchFunctionMode):
         return func(*args, **(kwargs or {}))
 
 
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attn_mask: Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Tensor:
+def _attention(*args: Any, **kwargs: Any) -> Tensor:
     """Attention whose derivatives are finite also for queries that may look nowhere; they get zeros."""
-    if enable_gqa:
-        repeat = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(repeat, -3), value.repeat_interleave(repeat, -3)
-    scores = query @ key.transpose(-2, -1) * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-    if is_causal:
-        attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-    if attn_mask is None:
-        return F.dropout(torch.softmax(scores, -1), dropout_p) @ value
-    blocked = ~attn_mask if attn_mask.dtype == torch.bool else torch.isneginf(attn_mask)
-    if attn_mask.dtype != torch.bool:
-        scores = scores + attn_mask.masked_fill(blocked, 0.0)
+    scores, blocked, value, dropout = attention_scores(*args, **kwargs)
+    if blocked is None:
+        return F.dropout(torch.softmax(scores, -1), dropout) @ value
     pattern = torch.softmax(scores.masked_fill(blocked, torch.finfo(scores.dtype).min), -1)
-    pattern = pattern.masked_fill(blocked, 0.0)
-    return F.dropout(pattern, dropout_p) @ value
+    return F.dropout(pattern.masked_fill(blocked, 0.0), dropout) @ value
 
 
 def _group_norm(
