@@ -24,7 +24,7 @@ from monochord.core.modification import Modification
 from monochord.core.objective import Objective
 from monochord.core.ports import first_tensor
 from monochord.core.prompt import Prompt
-from monochord.core.sites import resolve
+from monochord.core.sites import SiteError, resolve
 from monochord.core.storage import StorageError
 from monochord.core.tuner import Tuned, Tuner
 from monochord.core.update import Update
@@ -232,8 +232,20 @@ def check_save_and_load(factory: Factory, model: nn.Module, batch: Batch) -> Non
 
 
 def check_stacking(factory: Factory, model: nn.Module, batch: Batch) -> None:
-    """Two of them stack and detach in either order without a trace."""
+    """Two of them stack and detach in either order without a trace; two in place on one weight are refused."""
     before, trace = _run(model, batch), _Trace(model)
+    with factory().attach(model) as tuned:
+        in_place = any(isinstance(change, Unfrozen) for _, change in tuned.placements)
+        if in_place:
+            _train(tuned, batch)
+            after = _run(model, batch)
+            with contextlib.suppress(SiteError):
+                factory().attach(model).detach()
+                raise ConformanceError("a weight that is tuned in place was given to a second tuner")
+            _require(torch.equal(_run(model, batch), after), "a refused tuner changed the one that was there")
+    trace.require_same(model)
+    if in_place:
+        return
     for first in (0, 1):
         pair: list[Tuned] = []
         for seed in (0, 1):

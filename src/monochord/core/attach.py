@@ -228,7 +228,8 @@ class Attachment:
             else:
                 act = _Act(i, site, change, self.switch, self._call)
                 self._handles += install(self.model, site, act, reads=change.reads != "value")
-        self._handles += install_weights(self.model, weights, self.switch)
+        for handle in install_weights(self.model, weights, self.switch):
+            self._handles.append(handle)  # one by one: those before a failure have to be taken off again
         self._checker = self.model.register_forward_hook(self._check)
         self._handles.append(self._checker)
 

@@ -8,7 +8,7 @@ parametrization. Both leave the model's own tensors alone.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,21 +24,22 @@ from monochord.core.ports import Handle
 from monochord.core.sites import Site, SiteError
 from monochord.core.switch import Switch
 
+_HELD = "_monochord_in_place"  # two tuners can't both say what a weight's value is
+
 
 def install_weights(
     model: nn.Module, placements: Sequence[tuple[int, Site, WeightModification]], switch: Switch
-) -> list[Handle]:
-    """Put every weight modification, given with its number, on its weight."""
-    handles: list[Handle] = []
+) -> Iterator[Handle]:
+    """Put every weight modification, given with its number, on its weight, one at each step."""
     shared: dict[str, _SharedInput] = {}
     for number, site, change in placements:
         module = model.get_submodule(site.module)
         layer = layer_of(module, site.parameter, model.get_submodule(site.module.rpartition(".")[0]))
         if isinstance(change, Unfrozen):
-            handles.append(_InPlace(module, site, change))
             switch.reached.add(number)
+            yield _InPlace(module, site, change)
         elif layer is None or not change.bypasses or (change.gain() is not None and not layer.rows_are_outputs):
-            handles.append(_Parametrized(module, site, change, switch, number))
+            yield _Parametrized(module, site, change, switch, number)
         else:
             group = None
             if type(change) is LowRank and not change.dropout and type(module) is nn.Linear:
@@ -47,8 +48,7 @@ def install_weights(
                 if group is not None:
                     group.members.append(change)
             hook = _Beside(site, change, layer, switch, number, group)
-            handles.append(module.register_forward_hook(hook, prepend=True))  # before whoever looks at :out
-    return handles
+            yield module.register_forward_hook(hook, prepend=True)  # before whoever looks at :out
 
 
 def _input_of(site: Site) -> str | None:
@@ -185,6 +185,9 @@ class _InPlace:
         if site.rows is not None:
             raise SiteError(f"{site} is a slice of {site.path}: a slice can't train in place, name the whole weight")
         parameter = owned(module, site.parameter)
+        if hasattr(parameter, _HELD):
+            raise SiteError(f"{site} is tuned in place already: detach that tuner first, or merge and detach it")
+        setattr(parameter, _HELD, True)
         self.modification, self.trains = modification, parameter.requires_grad
         modification.hold(parameter)
 
@@ -192,3 +195,4 @@ class _InPlace:
         parameter = self.modification.parameter
         parameter.data = self.modification.base
         parameter.requires_grad_(self.trains)
+        delattr(parameter, _HELD)
