@@ -116,6 +116,8 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         (["compare", "--seeds", "1.5"], "monochord: --seeds 1.5: a count such as 3"),
         (["compare", "--data", "nothing.csv"], "nothing.csv"),
         (["compare", "--data", "moive-reviews"], "did you mean movie-reviews"),
+        (["compare", "--model", "minlm"], "did you mean minilm"),
+        (["compare", "--methods", ""], "no methods to compare: choose from"),
         (["methods", "zzz"], "monochord: no method matches 'zzz'"),
         (["sites", "minlm"], "did you mean minilm"),
         (["fetch"], "monochord: nothing to fetch"),

@@ -248,7 +248,7 @@ def _one_line(error: Exception) -> str:
 def _methods(given: list[str] | None) -> list[str] | None:
     from monochord.core.registry import split
 
-    return [name for text in given for name in split(text, ",")] if given is not None else None
+    return [name for text in given if text.strip() for name in split(text, ",")] if given is not None else None
 
 
 def _seeds(text: str) -> int | list[int]:
@@ -291,7 +291,8 @@ def _folded(entries: list[Any]) -> list[Any]:
         if len(alike) < 2 or len({e[2] for e in alike}) > 1:
             folded.append(entry)
         elif entry is alike[0]:
-            folded.append((role, f"{number.sub('.*', entry[1])}  ({len(alike)} alike)", entry[2]))
+            count = f"  ({len(alike)} alike)" if role.endswith(".*") else ""
+            folded.append((role, number.sub(".*", entry[1]) + count, entry[2]))
     return folded
 
 

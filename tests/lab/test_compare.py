@@ -222,6 +222,8 @@ def test_a_users_own_tuner_is_compared(tmp_path):
         ({"learning_rates": [-1]}, ValueError, "must be positive"),
         ({"reference": "dora"}, ValueError, "'dora' is none of the methods"),
         ({"task": "music"}, ValueError, "unknown task 'music'"),
+        ({"model": "minlm"}, ValueError, "did you mean minilm"),
+        ({"data": [{"text": "a"}] * 30, "task": "text-classification"}, DataError, "has no labels"),
         ({"model": 7}, ValueError, "must be a name, a folder or a torch module, got int"),
         ({"data": tiny.batches(2)}, DataError, "2 batches are too few"),
         ({"data": [{"text": "a", "label": 1}] * 30}, DataError, "at least 2 classes"),

@@ -8,33 +8,26 @@ a kill leaves a store from which the next run takes up the rest.
 from __future__ import annotations
 
 import contextlib
-import io
 import multiprocessing
 import os
-import pickle
 import signal
-import sys
 import tempfile
 import time
 import traceback
-import types
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from pathlib import Path
 from typing import Any, Protocol
 
 from monochord.lab.records import DONE, FAILED, RUNNING, Record, content_key
+from monochord.lab.sending import EngineError, hidden_main, needs_script
 from monochord.lab.store import Store
 
 ENGINES = ("local", "inline")
 PRELOAD = ("torch", "transformers.modeling_utils")  # loaded once, before trials are forked
 _LOG_TAIL = 2000  # characters of a crashed trial's output kept with its error
-
-
-class EngineError(RuntimeError):
-    """Trials can't be run the way they were asked for."""
 
 
 @dataclass(frozen=True)
@@ -153,16 +146,17 @@ class _Local:
         if method == "forkserver":
             self.context.set_forkserver_preload(["monochord.lab.worker", *preload])
         self.running: dict[connection.Connection, _Running] = {}
+        self.needs_main = False
         self.elsewhere: list[Trial] = []  # claimed by another run that shares the store
 
     def run(self, todo: Sequence[Trial]) -> None:
         waiting = deque(todo)
-        needs_main = _check_sendable([dict(trial.objects) for trial in todo])
+        self.needs_main = needs_script([dict(trial.objects) for trial in todo])
         with tempfile.TemporaryDirectory(prefix="monochord-") as folder:
             try:
                 while waiting or self.running or self.elsewhere:
                     while waiting and len(self.running) < self.workers:
-                        self._start(waiting.popleft(), Path(folder), needs_main)
+                        self._start(waiting.popleft(), Path(folder))
                     self._collect()
                     self._revisit(waiting)
             finally:
@@ -171,7 +165,7 @@ class _Local:
                     entry.process.join()
                     self.store.release(entry.trial.key)
 
-    def _start(self, trial: Trial, folder: Path, needs_main: bool) -> None:
+    def _start(self, trial: Trial, folder: Path) -> None:
         from monochord.lab.worker import serve
 
         if not self.store.claim(trial.key):
@@ -185,7 +179,7 @@ class _Local:
             daemon=True,
         )
         try:
-            with contextlib.nullcontext() if needs_main else _hidden_main():
+            with contextlib.nullcontext() if self.needs_main else hidden_main():
                 process.start()
         except BaseException:
             self.store.release(trial.key)
@@ -214,7 +208,10 @@ class _Local:
                 state, value = entry.channel.recv()
             except EOFError:
                 entry.process.join()
-                value = f"the process ended early: {_exit_reason(entry.process.exitcode)}{_tail(entry.log)}"
+                value = f"the process ended early: {_exit_reason(entry.process.exitcode)}"
+                if self.needs_main and entry.process.exitcode == 1:
+                    value += " (does the script call under `if __name__ == '__main__':`?)"
+                value += _tail(entry.log)
         if state == "done":
             self.store.finish(key, value)
         else:
@@ -254,41 +251,6 @@ def _tell(watcher: Watcher, store: Store, key: str) -> None:
     record = store.get(key)
     if record is not None:
         watcher.ended(record, False)
-
-
-@contextlib.contextmanager
-def _hidden_main() -> Iterator[None]:
-    """Start processes without running the user's script again in each of them."""
-    main = sys.modules["__main__"]
-    sys.modules["__main__"] = types.ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = main
-
-
-class _Probe(pickle.Pickler):
-    """Notes whether objects refer to the user's script; skips the numbers in tensors."""
-
-    found = False
-
-    def reducer_override(self, obj: Any) -> Any:
-        torch = sys.modules.get("torch")
-        if torch is not None and isinstance(obj, torch.Tensor):
-            return (int, ())
-        if "__main__" in (getattr(obj, "__module__", None), type(obj).__module__):
-            self.found = True
-        return NotImplemented
-
-
-def _check_sendable(objects: Sequence[Any]) -> bool:
-    """Whether another process needs the user's script to read `objects`."""
-    probe = _Probe(io.BytesIO())
-    try:
-        probe.dump(objects)
-    except Exception as error:
-        raise EngineError(f"can't send an object to another process ({error}): use engine='inline'") from None
-    return probe.found
 
 
 def _exit_reason(code: int | None) -> str:

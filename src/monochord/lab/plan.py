@@ -14,13 +14,24 @@ from typing import Any
 
 from monochord.core.registry import build, describe, methods, parse_call, split
 from monochord.data import DataError, Dataset, data, entries
-from monochord.lab.tasks import TASKS, CausalLM, ImageClassification, Settings, TextClassification, kind_of, prepare
+from monochord.lab.preparing import kind_of, prepare
+from monochord.lab.tasks import TASKS, CausalLM, ImageClassification, Settings, TextClassification
 
 DEFAULT_METHODS = ("last-layer", "bitfit", "ia3", "prompt", "lora", "dora", "adapter", "half", "full")
 COMMON_RATES = (1e-4, 1e-3, 1e-2)  # what fits no method of them all fits some
 OWN_GRID = (1 / 3, 1.0, 3.0)  # times the `default_lr` of a method that declares one
 ENOUGH_ROWS = 4000  # training rows of large sets that trials are given
-_CODE = ("core", "models", "data", "objectives", "lab/trial.py", "lab/tasks.py", "lab/retention.py", "lab/measure.py")
+_CODE = (
+    "core",
+    "models",
+    "data",
+    "objectives",
+    "lab/trial.py",
+    "lab/tasks.py",
+    "lab/preparing.py",
+    "lab/retention.py",
+    "lab/measure.py",
+)
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ def problem(
         kind = task or kind_of(dataset)
     else:
         kind = task or _kind_of_model(model)
+    _check(model, dataset, kind)
     defaults = TASKS[kind].defaults
     name = name or (defaults["data"] if dataset is None else f"object:{dataset_fingerprint(dataset)}")
     chosen = {key: value for key, value in overrides.items() if value is not None}
@@ -196,6 +208,20 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(f"{value.dtype}{value.shape}".encode() + value.tobytes())
     else:
         digest.update(json.dumps(value, default=str).encode() + b"\0")
+
+
+def _check(model: Any, dataset: Dataset | None, kind: str) -> None:
+    """Refuse what every trial would fail on."""
+    from monochord.core.catalog import unknown
+    from monochord.models import entries as models
+
+    if isinstance(model, str) and model not in models() and not Path(model).exists() and "/" not in model:
+        raise unknown(model, models(), "model")
+    if dataset is None or dataset.task in ("batches", kind):
+        return
+    columns = dataset["train"].columns
+    if kind != CausalLM.kind and "label" not in columns:
+        raise DataError(f"{dataset.name} has no labels for {kind}, only {', '.join(columns)}")
 
 
 def _catalog_call(text: str) -> str | None:
