@@ -50,7 +50,7 @@ class LowRank(WeightModification):
     def bypass(self, x: Tensor, layer: Layer) -> Tensor | None:
         if self.dropout and self.training and x.is_floating_point():
             x = F.dropout(x, self.dropout)
-        return layer.low_rank(x, self.down, self.scale * self.up)
+        return layer.low_rank(x, self.down, self.up, self.scale)
 
 
 class DenseChange(WeightModification):

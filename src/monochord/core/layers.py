@@ -50,24 +50,27 @@ class Layer:
             return transpose(x, weight, None, m.stride, padding, m.output_padding, m.groups, m.dilation)
         return F.linear(x, weight)
 
-    def low_rank(self, x: Tensor, down: Tensor, up: Tensor) -> Tensor:
-        """`apply(x, up @ down)` without the product: `down` is (rank, rest...), `up` (first axis, rank)."""
+    def low_rank(self, x: Tensor, down: Tensor, up: Tensor, scale: float = 1.0) -> Tensor:
+        """`scale * apply(x, up @ down)` without the product: `down` is (rank, rest...), `up` (first axis, rank).
+
+        The scale acts between the two, where the tensor is smallest.
+        """
         m = self.module
         if isinstance(m, nn.Embedding):
-            return F.linear(F.embedding(x, up), down.t())
+            return F.linear(F.embedding(x, up) * scale, down.t())
         if x.is_floating_point():
             down, up = down.to(x.dtype), up.to(x.dtype)
         if isinstance(m, _CONVOLUTIONS):
             rank, groups, ones = down.shape[0], m.groups, (1,) * (down.dim() - 2)
             inner = m._conv_forward(x, down.repeat(groups, *(1,) * (down.dim() - 1)), None)
             outer = up.reshape(groups, -1, rank).reshape(-1, rank, *ones)
-            return (F.conv1d, F.conv2d, F.conv3d)[down.dim() - 3](inner, outer, None, groups=groups)
+            return (F.conv1d, F.conv2d, F.conv3d)[down.dim() - 3](inner * scale, outer, None, groups=groups)
         if isinstance(m, _TRANSPOSED):
             rank, groups, ones = down.shape[0], m.groups, (1,) * (down.dim() - 2)
             mix = up.reshape(groups, -1, rank).transpose(1, 2).reshape(groups * rank, -1, *ones)
             inner = (F.conv1d, F.conv2d, F.conv3d)[down.dim() - 3](x, mix, None, groups=groups)
-            return self.apply(inner, down.repeat(groups, *(1,) * (down.dim() - 1)))
-        return F.linear(F.linear(x, down), up)
+            return self.apply(inner * scale, down.repeat(groups, *(1,) * (down.dim() - 1)))
+        return F.linear(F.linear(x, down) * scale, up)
 
 
 def layer_of(module: nn.Module, parameter: str, owner: nn.Module | None = None) -> Layer | None:
