@@ -48,9 +48,11 @@ class LowRank(WeightModification):
         return lowrank.LowRank(self.up.detach(), self.down.detach(), self.scale)
 
     def bypass(self, x: Tensor, layer: Layer) -> Tensor | None:
-        if self.dropout and self.training and x.is_floating_point():
-            x = F.dropout(x, self.dropout)
-        return layer.low_rank(x, self.down, self.up, self.scale)
+        return layer.low_rank(self.dropped(x), self.down, self.up, self.scale)
+
+    def dropped(self, x: Tensor) -> Tensor:
+        """The bypass's input, with dropout while training."""
+        return F.dropout(x, self.dropout) if self.dropout and self.training and x.is_floating_point() else x
 
 
 class DenseChange(WeightModification):

@@ -1,9 +1,8 @@
 """Put a change on a weight: beside the layer where its effect can be added to the output, else in its place.
 
-The bypass adds `bypass(x)` to the output of the layer as it runs and never builds the changed weight; low-rank
-changes that read the same input share their first product. Where the weight is not used by a layer of its own
-(fused experts, torch's multi-head attention, routers) or the change has no bypass, it becomes a torch
-parametrization. Both leave the model's own tensors alone.
+The bypass adds `bypass(x)` to the output of the layer as it runs and never builds the changed weight. Where the
+weight is not used by a layer of its own (fused experts, torch's multi-head attention, routers) or the change has
+no bypass, it becomes a torch parametrization. Both leave the model's own tensors alone.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 from monochord.core.blocks import owned
 from monochord.core.changes import LowRank, Unfrozen
+from monochord.core.fused import add_low_rank
 from monochord.core.layers import Layer, bias_of, layer_of, rows_of
 from monochord.core.modification import WeightModification
 from monochord.core.ports import Handle
@@ -31,7 +30,6 @@ def install_weights(
     model: nn.Module, placements: Sequence[tuple[int, Site, WeightModification]], switch: Switch
 ) -> Iterator[Handle]:
     """Put every weight modification, given with its number, on its weight, one at each step."""
-    shared: dict[str, _SharedInput] = {}
     for number, site, change in placements:
         module = model.get_submodule(site.module)
         layer = layer_of(module, site.parameter, model.get_submodule(site.module.rpartition(".")[0]))
@@ -41,59 +39,16 @@ def install_weights(
         elif layer is None or not change.bypasses or (change.gain() is not None and not layer.rows_are_outputs):
             yield _Parametrized(module, site, change, switch, number)
         else:
-            group = None
-            if type(change) is LowRank and not change.dropout and type(module) is nn.Linear:
-                key = _input_of(site)
-                group = shared.setdefault(key, _SharedInput()) if key else None
-                if group is not None:
-                    group.members.append(change)
-            hook = _Beside(site, change, layer, switch, number, group)
+            hook = _Beside(site, change, layer, switch, number)
             yield module.register_forward_hook(hook, prepend=True)  # before whoever looks at :out
-
-
-def _input_of(site: Site) -> str | None:
-    """A name for the tensor that a projection reads, where others read it too."""
-    owner, _, role = site.name.removesuffix(".weight").rpartition(".")
-    if role in ("k", "v") or (role == "q" and not owner.endswith(".cross")):
-        return f"{owner}.qkv"
-    return f"{owner}.gate_up" if role in ("gate", "up") else None
-
-
-class _SharedInput:
-    """The first products of low-rank changes whose layers read one tensor, done as one product."""
-
-    def __init__(self) -> None:
-        self.members: list[LowRank] = []
-        self._input: Tensor | None = None
-        self._waiting: list[Tensor | None] = []
-
-    def hidden(self, member: LowRank, x: Tensor) -> Tensor:
-        """`x @ down.T` of one member, (..., rank)."""
-        place = next(i for i, m in enumerate(self.members) if m is member)
-        if self._input is not x or self._waiting[place] is None:
-            joint = F.linear(x, torch.cat([m.down for m in self.members]).to(x.dtype))
-            self._input, self._waiting = x, list(joint.split([m.down.shape[0] for m in self.members], -1))
-        hidden, self._waiting[place] = self._waiting[place], None
-        if all(h is None for h in self._waiting):
-            self._input = None
-        assert hidden is not None
-        return hidden
 
 
 class _Beside:
     """The hook that adds a change's effect to the output of the layer whose weight it changes."""
 
-    def __init__(
-        self,
-        site: Site,
-        change: WeightModification,
-        layer: Layer,
-        switch: Switch,
-        number: int,
-        group: _SharedInput | None,
-    ) -> None:
+    def __init__(self, site: Site, change: WeightModification, layer: Layer, switch: Switch, number: int) -> None:
         self.site, self.change, self.layer, self.switch, self.number = site, change, layer, switch, number
-        self.group, self.axis = group, layer.axis
+        self.axis = layer.axis
         self.rows: slice | Tensor | None = None
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
@@ -101,18 +56,12 @@ class _Beside:
         if switch.strength is None:
             return None
         switch.reached.add(self.number)
-        added: Tensor | None
-        if self.group is not None and len(self.group.members) > 1:
-            assert isinstance(change, LowRank)
-            hidden = self.group.hidden(change, args[0]) * change.scale
-            added = F.linear(hidden, change.up.to(hidden.dtype))
-        else:
-            added = change.bypass(args[0], self.layer)
-        gain = change.gain()
-        plain = (
-            gain is None and self.site.rows is None and isinstance(switch.strength, float) and switch.strength == 1.0
-        )
-        if plain and added is not None and added.dtype == output.dtype:
+        x, gain = args[0], change.gain()
+        whole = self.site.rows is None and isinstance(switch.strength, float) and switch.strength == 1.0
+        if whole and type(change) is LowRank and type(module) is nn.Linear:
+            return add_low_rank(output, change.dropped(x), change.down, change.up, change.scale)
+        added = change.bypass(x, self.layer)
+        if whole and gain is None and added is not None and added.dtype == output.dtype:
             return output.add_(added)
         return self._combine(module, output, added, gain)
 
