@@ -4,7 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check bench docs clean
 
 demo: .venv/ready
 	$(BIN)/monochord compare --out runs/demo
@@ -17,6 +17,16 @@ check: .venv/ready-dev
 	$(BIN)/ruff format --check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python tools/docs.py --check
+
+bench: .venv/ready-dev
+	cd benchmarks && for script in start capture steering tuning zeroth_order; do OMP_NUM_THREADS=1 ../$(BIN)/python $$script.py || exit 1; done
+	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python task_arithmetic.py --gib 1.78
+	$(BIN)/python benchmarks/table.py
+
+docs: .venv/ready-docs
+	$(BIN)/python tools/docs.py
+	$(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf .venv
@@ -28,4 +38,8 @@ clean:
 
 .venv/ready-dev: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+.venv/ready-docs: .venv/ready-dev
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
 	touch $@

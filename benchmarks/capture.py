@@ -4,7 +4,7 @@ python benchmarks/capture.py
 """
 
 import torch
-from timing import ratios, show
+from timing import Report, optional, ratios
 from torch import nn
 from transformers import GPT2Config, GPT2Model
 
@@ -37,7 +37,34 @@ def by_hand(model: nn.Module, ids: torch.Tensor) -> dict[str, torch.Tensor]:
     return kept
 
 
+def by_nnsight(nnsight, model: nn.Module):
+    traced = nnsight.NNsight(model)
+
+    def run(ids: torch.Tensor) -> list[torch.Tensor]:
+        with traced.trace(ids, use_cache=False):
+            kept = [block.output.save() for block in traced.h]
+            kept += [block.attn.output.save() for block in traced.h]
+            kept += [block.mlp.output.save() for block in traced.h]
+        return kept
+
+    return run
+
+
+def by_pyvene(pyvene, model: nn.Module):
+    parts = [(i, part) for i in range(12) for part in ("block_output", "attention_output", "mlp_output")]
+    kinds = [{"layer": i, "component": part, "intervention_type": pyvene.CollectIntervention} for i, part in parts]
+    intervenable = pyvene.IntervenableModel(kinds, model=model)
+
+    def run(ids: torch.Tensor):
+        return intervenable({"input_ids": ids, "use_cache": False})
+
+    return run
+
+
 def main() -> None:
+    report = Report(__file__)
+    peers = {"nnsight": by_nnsight, "pyvene": by_pyvene}
+    modules = {name: optional(name) for name in peers}
     for width, shape, base, bar in ((768, (8, 128), "bare forward", 1.03), (96, (1, 16), "hooks by hand", 1.10)):
         model, ids = model_of(width), torch.randint(0, 1000, shape)
         reading = mc.capture(model, SITES)
@@ -50,16 +77,18 @@ def main() -> None:
             ours()
             wanted = by_hand(model, ids)
             assert len(reading) == 36 and torch.equal(reading["blocks.11.mlp:out"], wanted["11.mlp"])
-            found = ratios(
-                {
-                    "bare forward": lambda model=model, ids=ids: model(ids, use_cache=False),
-                    "hooks by hand": lambda model=model, ids=ids: by_hand(model, ids),
-                    "monochord": ours,
-                },
-                base,
-                rounds=15 if width > 100 else 100,
-            )
-        show(f"12 layers x {width}, {shape[0]} x {shape[1]} tokens, to {base}", found, {"monochord": bar})
+            ways = {
+                "bare forward": lambda model=model, ids=ids: model(ids, use_cache=False),
+                "hooks by hand": lambda model=model, ids=ids: by_hand(model, ids),
+                "monochord": ours,
+            }
+            for name, module in modules.items():
+                if module is not None:
+                    run = peers[name](module, model_of(width))
+                    ways[name] = lambda run=run, ids=ids: run(ids)
+            found = ratios(ways, base, rounds=15 if width > 100 else 100)
+        report.add(f"read 36 sites, 12 layers x {width}, {shape[0]} x {shape[1]} tokens", f"time of {base}", found, bar)
+    report.save()
 
 
 if __name__ == "__main__":

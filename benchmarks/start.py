@@ -9,6 +9,8 @@ import subprocess
 import sys
 import time
 
+from timing import Report
+
 
 def seconds(command: list[str], runs: int = 9) -> float:
     times = []
@@ -20,14 +22,15 @@ def seconds(command: list[str], runs: int = 9) -> float:
 
 
 def main() -> None:
+    report = Report(__file__)
     bare = seconds([sys.executable, "-c", "pass"])
     script = shutil.which("monochord", path=str(sys.prefix) + "/bin") or "monochord"
     for name, command in {
         "import monochord": [sys.executable, "-c", "import monochord"],
         "monochord --help": [script, "--help"],
-        "monochord methods": [script, "methods"],
     }.items():
-        print(f"{name:<20} {seconds(command):.3f} s (bare interpreter {bare:.3f} s)   bar 0.15 s")
+        report.add(name, "seconds", {"monochord": seconds(command), "bare interpreter": bare}, 0.15)
+    report.save()
 
 
 if __name__ == "__main__":

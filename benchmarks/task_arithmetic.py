@@ -21,6 +21,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from timing import Report
+
 HIDDEN, INNER, VOCAB = 2048, 5632, 32000
 MODES = ("ours", "loop-mapped", "loop-read")
 
@@ -31,7 +33,6 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--folder", type=Path, default=Path("/dev/shm/monochord-bench"))
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--run", choices=MODES, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.run:
@@ -44,8 +45,13 @@ def main() -> None:
         figures = measure(arguments.folder, arguments.repeats)
     finally:
         shutil.rmtree(arguments.folder, ignore_errors=True)
-    figures |= {"gib": arguments.gib, "dtype": arguments.dtype, "repeats": arguments.repeats}
-    print(json.dumps(figures) if arguments.json else table(figures))
+    report = Report(__file__)
+    for key, unit in (("seconds", "time"), ("peak_mb", "peak memory")):
+        best = min(MODES[1:], key=lambda mode: figures[mode][key])
+        found = {mode: figures[mode][key] / figures[best][key] for mode in MODES}
+        title = f"task arithmetic, base and two checkpoints of {arguments.gib} GiB in {arguments.dtype}"
+        report.add(title, f"{unit} of {best}", found, 1.1, ours="ours")
+    report.save()
 
 
 def measure(folder: Path, repeats: int) -> dict:
@@ -60,19 +66,7 @@ def measure(folder: Path, repeats: int) -> dict:
     for mode, runs in seen.items():
         for key in runs[0]:
             figures.setdefault(mode, {})[key] = round(statistics.median(run[key] for run in runs), 3)
-    for key in ("seconds", "peak_mb"):
-        best = min(figures[mode][key] for mode in MODES[1:])
-        figures[f"{key}_ratio"] = round(figures["ours"][key] / best, 3)
     return figures
-
-
-def table(figures: dict) -> str:
-    lines = [f"{'':14}{'seconds':>10}{'peak MB':>10}{'imports MB':>12}"]
-    for mode in MODES:
-        row = figures[mode]
-        lines.append(f"{mode:14}{row['seconds']:10.2f}{row['peak_mb']:10.0f}{row['start_mb']:12.0f}")
-    ratios = f"{figures['seconds_ratio']} in time, {figures['peak_mb_ratio']} in peak memory"
-    return "\n".join([*lines, f"ours to the better plain loop: {ratios}"])
 
 
 def run(mode: str, folder: Path) -> dict[str, float]:

@@ -1,10 +1,20 @@
-"""Time two or more ways to do one thing against each other: interleaved, so that a drifting machine favours none."""
+"""Time two or more ways to do one thing against each other, and keep what was found.
+
+Rounds interleave the ways, so that a drifting machine favours none; results are ratios within one run.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def ratios(ways: dict[str, Callable[[], object]], base: str, rounds: int = 30, warmup: int = 3) -> dict[str, float]:
@@ -22,10 +32,41 @@ def ratios(ways: dict[str, Callable[[], object]], base: str, rounds: int = 30, w
     return {n: statistics.median(t / b for t, b in zip(times[n], times[base], strict=True)) for n in ways}
 
 
-def show(title: str, found: dict[str, float], bars: dict[str, float] | None = None) -> None:
-    """Print ratios, with the bar beside those that have one."""
-    print(title)
-    for name, ratio in found.items():
-        bar = (bars or {}).get(name)
-        verdict = "" if bar is None else f"   bar {bar:g}: {'met' if ratio <= bar else 'MISSED'}"
-        print(f"  {name:<28} {ratio:6.3f}{verdict}")
+class Report:
+    """The rows of one script: printed as they are found, written to `results/` at the end."""
+
+    def __init__(self, script: str) -> None:
+        self.script = Path(script).stem
+        self.rows: list[dict[str, Any]] = []
+
+    def add(self, workload: str, base: str, found: dict[str, float], bar: float | None, *, ours: str = "monochord"):
+        """One workload: each way's figure (a ratio to `base`, or its unit), and the bar ours is held to."""
+        self.rows.append({"workload": workload, "to": base, "found": found, "ours": ours, "bar": bar})
+        print(f"{workload}, {base}")
+        for name, figure in found.items():
+            verdict = ""
+            if name == ours and bar is not None:
+                verdict = f"   bar {bar:g}: {'met' if round(figure, 2) <= bar else 'MISSED'}"
+            print(f"  {name:<28} {figure:8.3f}{verdict}")
+
+    def save(self) -> None:
+        import torch
+
+        versions = {"python": platform.python_version(), "torch": torch.__version__}
+        machine = {"cores": os.cpu_count(), "machine": platform.machine(), **versions}
+        RESULTS.mkdir(exist_ok=True)
+        target = RESULTS / f"{self.script}.json"
+        partial = target.with_suffix(".tmp")
+        partial.write_text(json.dumps({"rows": self.rows, **machine}, indent=1) + "\n", encoding="utf8")
+        partial.replace(target)
+
+
+def optional(module: str) -> Any | None:
+    """A peer's package where it is installed, else None and a line that says it was left out."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        print(f"  {module} left out: {str(error).splitlines()[0]}")
+        return None

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 
 import torch
-from timing import ratios, show
+from timing import Report, ratios
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -170,18 +170,20 @@ def main() -> None:
             step()
         print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
         return
+    report = Report(__file__)
     for method, ways in WAYS.items():
         base, bar = BARS[method]
         for shape in ((4, 128), (1, 16)):
             steps = {way: step_of(build(), shape) for way, build in ways.items()}
             rounds = arguments.rounds * (1 if shape[0] > 1 else 4)
-            found = ratios(steps, base, rounds)
-            show(f"{method} step, {shape[0]} x {shape[1]} tokens, to {base}", found, {"monochord": bar})
-        for way, build in ways.items():
-            model = build()
-            print(
-                f"  {way:<28} saves {saved_bytes(model, (4, 128)) / 2**20:6.1f} MiB, peak +{peak(method, way):.0f} MiB"
+            report.add(
+                f"{method} step, {shape[0]} x {shape[1]} tokens", f"time of {base}", ratios(steps, base, rounds), bar
             )
+        saved = {way: saved_bytes(build(), (4, 128)) / 2**20 for way, build in ways.items()}
+        report.add(f"{method}, kept for the backward pass, 4 x 128 tokens", "MiB", saved, round(saved["peft"], 2))
+        peaks = {way: peak(method, way) for way in ways}
+        report.add(f"{method}, peak of a step, 8 x 256 tokens", "MiB above the model", peaks, round(peaks["peft"], 2))
+    report.save()
 
 
 if __name__ == "__main__":

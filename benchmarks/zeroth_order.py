@@ -18,6 +18,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from timing import Report
+
 BATCHES = {"large": (8, 128), "small": (1, 16)}
 BARS = {("gaussian", "large"): 1.55, ("gaussian", "small"): 5.5, ("sign", "large"): 1.25, ("sign", "small"): 2.7}
 
@@ -27,7 +29,6 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", choices=["minilm", "gpt2"], default=["minilm", "gpt2"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--memory", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     import torch
@@ -36,28 +37,29 @@ def main() -> None:
     if arguments.memory:
         print(json.dumps(peak(*arguments.memory)))
         return
-    rows = [row for model in arguments.model for row in measure(model, arguments.repeats)]
-    memory = {model: peaks(model) for model in arguments.model}
-    if arguments.json:
-        print(json.dumps({"threads": arguments.threads, "steps": rows, "peak_mb": memory}))
-        return
-    print(f"{'model':8}{'batch':8}{'forwards ms':>12}{'gaussian':>10}{'sign':>8}{'four passes':>13}")
-    for row in rows:
-        print(f"{row['model']:8}{row['batch']:8}{row['forwards_ms']:12.1f}", end="")
-        print(f"{row['gaussian']:10.2f}{row['sign']:8.2f}{row['naive']:13.2f}")
-    print("bars".ljust(28) + "".join(f"{kind} {size} {bar}; " for (kind, size), bar in BARS.items()))
-    for model, found in memory.items():
-        print(f"{model}: peak MB {found['forwards']:.0f} with two forwards, {found['gaussian']:.0f} gaussian, ", end="")
-        print(f"{found['sign']:.0f} sign, largest parameter {found['largest']:.0f}")
+    report = Report(__file__)
+    for model in arguments.model:
+        for size, found in measure(model, arguments.repeats).items():
+            for noise in ("gaussian", "sign"):
+                shown = {noise: found[noise], "four passes": found["naive"]}
+                title = f"zeroth-order step, {noise} noise, {model}, {size} batch"
+                report.add(title, "time of two forwards", shown, BARS[noise, size], ours=noise)
+        memory = peaks(model)
+        for noise in ("gaussian", "sign"):
+            shown = {noise: memory[noise], "two forwards": memory["forwards"]}
+            bar = round(memory["forwards"] + memory["largest"], 2)
+            report.add(f"peak of a step, {noise} noise, {model}", "MiB", shown, bar, ours=noise)
+    report.save()
 
 
-def measure(name: str, repeats: int) -> list[dict]:
+def measure(name: str, repeats: int) -> dict[str, dict[str, float]]:
+    """Of each batch size: every way's median time over that of the two forwards."""
     import torch
 
     from monochord.core.zeroth_order import ZerothOrder
 
     model, objective = build(name)
-    rows = []
+    found = {}
     for size, shape in BATCHES.items():
         batch = {"input_ids": torch.randint(0, 30000, shape, generator=torch.Generator().manual_seed(0))}
 
@@ -85,9 +87,8 @@ def measure(name: str, repeats: int) -> list[dict]:
                     run()
                 seconds[key].append((time.perf_counter() - start) / inner)
         median = {key: statistics.median(values) for key, values in seconds.items()}
-        row = {"model": name, "batch": size, "forwards_ms": round(1000 * median["forwards"], 2)}
-        rows.append(row | {key: round(median[key] / median["forwards"], 3) for key in ("gaussian", "sign", "naive")})
-    return rows
+        found[size] = {key: median[key] / median["forwards"] for key in ("gaussian", "sign", "naive")}
+    return found
 
 
 def naive(model, batch, objective, eps: float = 1e-3, lr: float = 1e-9) -> None:

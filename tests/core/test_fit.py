@@ -273,6 +273,7 @@ def test_two_processes_train_as_one(tmp_path):
         from accelerate import PartialState
         if PartialState().is_main_process:
             json.dump(out, open(sys.argv[1], "w"))
+        PartialState().destroy_process_group()
         """)
     )
     found = []

@@ -135,7 +135,8 @@ def wait_for(condition, seconds=30.0):
 def test_a_stopped_run_goes_on_where_it_was(tmp_path, how):
     log, mark, path = str(tmp_path / "log"), tmp_path / "mark", tmp_path / "s.sqlite"
     script = textwrap.dedent(f"""
-        import sys
+        import signal, sys
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.path.insert(0, {FOLDER!r})
         from monochord.lab.engine import Trial, run
         from monochord.lab.store import Store

@@ -7,6 +7,7 @@ import torch
 from lab import tiny
 
 from monochord.adapt import LoRA
+from monochord.core.tuner import Tuner
 from monochord.data import DataError, data
 from monochord.lab import plan
 from monochord.lab.again import again
@@ -97,10 +98,15 @@ class Rated(LoRA):
     default_lr = 0.03
 
 
+@dataclass(frozen=True)
+class Unrated(Tuner):
+    """A method that does not."""
+
+
 def test_rates_are_given_own_or_common():
     assert plan.rates_for("x", LoRA(), [1e-2, 1e-4, 1e-2]) == (1e-4, 1e-2)
     assert plan.rates_for("x", LoRA(), {"x": 0.5}) == (0.5,)
-    assert plan.rates_for("y", LoRA(), {"x": 0.5}) == plan.COMMON_RATES
+    assert plan.rates_for("y", Unrated(), {"x": 0.5}) == plan.COMMON_RATES
     assert plan.rates_for("x", Rated(), None) == (0.01, 0.03, 0.09)
     assert plan.rates_for("x", Rated() | LoRA(), None) == (0.01, 0.03, 0.09)
     assert len(plan.COMMON_RATES) == 3

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, nn
 
@@ -18,6 +19,8 @@ from monochord.core.tuner import Tuner
 @dataclass(frozen=True)
 class BitFit(Tuner):
     """Train every bias that `sites` names, in place. Models without biases (Llama) raise `SiteError`."""
+
+    default_lr: ClassVar[float] = 1e-3
 
     sites: str | tuple[str, ...] = "**.{bias,in_proj_bias}"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
@@ -32,6 +33,8 @@ class BottleneckAdapter(Tuner):
     `sites` are outputs of sub-layers, (batch, seq, d_model); add "blocks.*.attn:out" for an adapter after the
     attention too. `bottleneck` is the inner width.
     """
+
+    default_lr: ClassVar[float] = 3e-3
 
     sites: str | tuple[str, ...] = "blocks.*.mlp:out"
     bottleneck: int = 16

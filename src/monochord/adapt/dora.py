@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -28,6 +29,8 @@ class DoRA(Tuner):
 
     Arguments are those of LoRA. Raises `ValueError` for weights that are not matrices or kernels of a layer.
     """
+
+    default_lr: ClassVar[float] = 1e-3
 
     sites: str | tuple[str, ...] = "blocks.*.attn.{q,v}.weight"
     rank: int = 8

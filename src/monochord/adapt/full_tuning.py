@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, nn
 
@@ -20,6 +21,8 @@ class FullTuning(Tuner):
     A copy of the base values is kept, so that it can be switched off and taken off like any other tuner. Each
     tied parameter counts once; buffers such as the statistics of norms stand still.
     """
+
+    default_lr: ClassVar[float] = 1e-4
 
     sites: str | tuple[str, ...] = "**"
 

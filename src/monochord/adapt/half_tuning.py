@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, nn
@@ -30,6 +31,8 @@ class HalfTuning(Tuner):
     block, an odd tensor going to the trained side by turns; with "layer" whole blocks are drawn; with "model"
     tensors anywhere.
     """
+
+    default_lr: ClassVar[float] = 1e-4
 
     ratio: float = 0.5
     level: str = "category"

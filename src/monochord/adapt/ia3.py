@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, nn
@@ -22,6 +23,8 @@ class IA3(Tuner):
 
     The gains fold into the neighbouring weights, so `merge()` leaves no inference cost.
     """
+
+    default_lr: ClassVar[float] = 1e-2
 
     sites: tuple[str, ...] = ("blocks.*.attn.{k,v}:out", "blocks.*.mlp:neurons")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, nn
 
@@ -19,6 +20,8 @@ class LastLayer(Tuner):
 
     A model without a head trains at least its last block and final norm.
     """
+
+    default_lr: ClassVar[float] = 1e-2
 
     blocks: int = 0
 

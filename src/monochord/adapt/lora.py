@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Generator, nn
 
@@ -25,6 +26,8 @@ class LoRA(Tuner):
     dense layers, convolutions, embeddings and fused experts, the kernel flattened to (outputs, rest).
     Raises `ValueError` when the rank exceeds the smaller side of a matching weight.
     """
+
+    default_lr: ClassVar[float] = 1e-3
 
     sites: str | tuple[str, ...] = "blocks.*.attn.{q,v}.weight"
     rank: int = 8

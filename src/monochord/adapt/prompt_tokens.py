@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Generator, Tensor, nn
@@ -24,6 +25,8 @@ class PromptTokens(Tuner):
     none, as noise of the same size) or as noise (`init="random"`). `front` puts them before the tokens, False
     after; by default before those of a causal model and after those of an encoder.
     """
+
+    default_lr: ClassVar[float] = 3e-2
 
     length: int = 10
     init: str = "vocabulary"

@@ -36,7 +36,10 @@ _FREEZE = "_monochord_freeze"
 
 @dataclass(frozen=True)
 class Tuner:
-    """A recipe. Subclasses are frozen dataclasses that write `plan`; tuners compose with `|`."""
+    """A recipe. Subclasses are frozen dataclasses that write `plan`; tuners compose with `|`.
+
+    A class attribute `default_lr` says around which learning rate comparisons look.
+    """
 
     def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
         """Yield (site, modification) for this model; random numbers come from `generator` only."""

@@ -1,0 +1,114 @@
+"""Write what the documentation generates: the table of methods in the README and `docs/methods.md`.
+
+python tools/docs.py            write them
+python tools/docs.py --check    fail if they are out of date
+
+What a method can do is found by trying it on small random models, never typed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from monochord.core.registry import build, catalog
+
+ROOT = Path(__file__).parent.parent
+MARKS = re.compile(r"(<!-- methods -->\n).*?(<!-- /methods -->)", re.S)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    readme = ROOT / "README.md"
+    wanted = {
+        readme: MARKS.sub(lambda m: m[1] + table() + m[2], readme.read_text(encoding="utf8")),
+        ROOT / "docs/methods.md": page(),
+    }
+    stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]
+    if check:
+        for path in stale:
+            print(f"{path.relative_to(ROOT)} is out of date: run `make docs`")
+        return len(stale)
+    for path in stale:
+        path.write_text(wanted[path], encoding="utf8")
+    return 0
+
+
+def table() -> str:
+    """Name, summary and paper of every method, as a Markdown table."""
+    rows = ["| method | what it does | paper |", "|---|---|---|"]
+    rows += [f"| `{m.name}` | {m.summary} | {m.paper} |" for m in catalog()]
+    return "\n".join(rows) + "\n"
+
+
+def page() -> str:
+    """The page of methods, with what each was found to do."""
+    head = "# Methods\n\nWritten by `tools/docs.py`. `monochord methods` prints the list, "
+    head += "`monochord compare --methods` takes the names.\n\n"
+    rows = ["| method | trains, small Llama | merges | convolutions | classifier of texts |", "|---|---|---|---|---|"]
+    for method in catalog():
+        tuned = attached(method.name, language_model())
+        convolutional = attached(method.name, convolutional_model(), "blocks.**.convolution.weight")
+        encoder = attached(method.name, encoder_model())
+        trained = "no site" if tuned is None else f"{tuned.n_trainable:,}"
+        rows.append(
+            f"| `{method.name}` | {trained} | {word(any(merges(t) for t in (tuned, encoder) if t is not None))} "
+            f"| {word(convolutional is not None)} | {word(encoder is not None)} |"
+        )
+    return head + table() + "\n## What each was found to do\n\n" + "\n".join(rows) + "\n"
+
+
+def attached(name: str, model: nn.Module, sites: str = ""):
+    """The method on `model`, at its default sites or at `sites` if it lets one choose; None if it finds none."""
+    for spec in (name, f"{name}(sites={sites!r})") if sites else (name,):
+        try:
+            return build(spec).attach(model)
+        except (ValueError, TypeError):
+            continue
+    return None
+
+
+def merges(tuned) -> bool:
+    try:
+        tuned.merge()
+    except ValueError:
+        return False
+    return True
+
+
+def word(yes: bool) -> str:
+    return "yes" if yes else "no"
+
+
+def language_model() -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=256))
+
+
+def encoder_model() -> nn.Module:
+    from transformers import BertConfig, BertModel
+
+    from monochord.models import Classifier
+
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return Classifier(BertModel(BertConfig(**sizes, vocab_size=256)), 2)
+
+
+def convolutional_model() -> nn.Module:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    return ResNetForImageClassification(ResNetConfig(embedding_size=32, hidden_sizes=[64, 64], depths=[1, 1]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
