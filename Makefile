@@ -19,17 +19,18 @@ check: .venv/ready-dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/docs.py --check
 
-bench: .venv/ready-dev
-	cd benchmarks && for script in start capture steering tuning zeroth_order; do OMP_NUM_THREADS=1 ../$(BIN)/python $$script.py || exit 1; done
-	cd benchmarks && OMP_NUM_THREADS=1 ../$(BIN)/python task_arithmetic.py --gib 1.78
-	$(BIN)/python benchmarks/table.py
+bench: .venv-bench/ready
+	cd benchmarks && for script in start capture steering tuning zeroth_order; do \
+		OMP_NUM_THREADS=1 ../.venv-bench/bin/python $$script.py || exit 1; done
+	cd benchmarks && OMP_NUM_THREADS=1 ../.venv-bench/bin/python task_arithmetic.py --gib 1.78
+	.venv-bench/bin/python benchmarks/table.py
 
 docs: .venv/ready-docs
 	$(BIN)/python tools/docs.py
 	$(BIN)/mkdocs build --strict
 
 clean:
-	rm -rf .venv
+	rm -rf .venv .venv-bench
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -42,4 +43,9 @@ clean:
 
 .venv/ready-docs: .venv/ready-dev
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+.venv-bench/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-bench
+	.venv-bench/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[bench]'
 	touch $@

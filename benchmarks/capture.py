@@ -41,10 +41,12 @@ def by_nnsight(nnsight, model: nn.Module):
     traced = nnsight.NNsight(model)
 
     def run(ids: torch.Tensor) -> list[torch.Tensor]:
+        kept: list[torch.Tensor] = []
         with traced.trace(ids, use_cache=False):
-            kept = [block.output.save() for block in traced.h]
-            kept += [block.attn.output.save() for block in traced.h]
-            kept += [block.mlp.output.save() for block in traced.h]
+            for block in traced.h:
+                for part in (block.attn, block.mlp, block):
+                    kept.append(part.output.save())
+        assert len(kept) == 36
         return kept
 
     return run
