@@ -7,6 +7,7 @@ beside them. Listing a catalog fetches nothing and imports no torch.
 from __future__ import annotations
 
 import difflib
+import hashlib
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterable, Mapping
@@ -27,44 +28,65 @@ class CatalogError(ValueError):
 class Entry:
     """What a person should know of a model or data set before fetching it, and where it comes from.
 
-    `package` is None for what ships with a dependency. `hub` is the Hugging Face id that serves instead when
-    the package can't be fetched. `convert(package folder, empty folder)` makes once what is loaded later;
-    raise `revision` when it changes. Without it, `subfolder` of the package is loaded as it is.
+    `package` is None for what ships with the project or a dependency; what stands on several has a tuple of them,
+    each cached on its own. `hub` is the Hugging Face id that serves instead when a package can't be fetched.
+    `convert(package folder, empty folder)`, given a tuple of folders for a tuple of packages, makes once what is
+    loaded later; raise `revision` when it changes. Without it, `subfolder` of the package is loaded as it is.
     """
 
     name: str
     kind: str
     title: str
     licence: str
-    package: Package | None
+    package: Package | tuple[Package, ...] | None
     hub: str | None = None
     subfolder: str = ""
-    convert: Callable[[Path, Path], None] | None = None
+    convert: Callable[[Any, Path], None] | None = None
     revision: int = 1
+    ships: str = "with the dependencies"
+
+    @property
+    def packages(self) -> tuple[Package, ...]:
+        """All packages that it stands on."""
+        if self.package is None:
+            return ()
+        return self.package if isinstance(self.package, tuple) else (self.package,)
+
+    @property
+    def size(self) -> int:
+        """Bytes to fetch."""
+        return sum(package.size for package in self.packages)
 
     @property
     def key(self) -> str | None:
         """The converted folder's name in the cache, None where nothing is converted."""
         if self.convert is None or self.package is None:
             return None
-        return f"converted/{self.name}-{self.package.sha256[:12]}-{self.revision}"
+        digest = "".join(package.sha256 for package in self.packages)
+        if len(self.packages) > 1:
+            digest = hashlib.sha256(digest.encode()).hexdigest()
+        return f"converted/{self.name}-{digest[:12]}-{self.revision}"
 
     @property
     def present(self) -> bool:
         """Whether loading works without fetching."""
         if self.package is None:
             return True
-        return (self.key is not None and is_intact(cache_folder() / self.key)) or is_present(self.package)
+        return (self.key is not None and is_intact(cache_folder() / self.key)) or all(map(is_present, self.packages))
 
     def fetch(self, *, progress: bool = False) -> Path:
         """The folder to load from: the cache, else the package, else the hub. Raises `FetchError`."""
         if self.package is None:
             raise FetchError(f"{self.name} ships with a dependency, there is nothing to fetch")
-        package = self.package
+
+        def fetched() -> Any:
+            folders = tuple(ensure(package, progress=progress) for package in self.packages)
+            return folders if isinstance(self.package, tuple) else folders[0]
+
         try:
             if self.key is None:
-                return ensure(package, progress=progress) / self.subfolder
-            return cached(self.key, lambda folder: self.make(ensure(package, progress=progress), folder))
+                return fetched() / self.subfolder
+            return cached(self.key, lambda folder: self.make(fetched(), folder))
         except AlteredError:
             raise
         except FetchError as error:
@@ -72,8 +94,8 @@ class Entry:
                 raise
             return _from_hub(self.hub, error)
 
-    def make(self, package: Path, folder: Path) -> None:
-        """Fill `folder` with what is loaded later, from the fetched package."""
+    def make(self, package: Any, folder: Path) -> None:
+        """Fill `folder` with what is loaded later, from the folder of the fetched package, or a tuple of folders."""
         if self.convert is not None:
             self.convert(package, folder)
 
@@ -84,8 +106,8 @@ class Entry:
             "kind": self.kind,
             "title": self.title,
             "licence": self.licence,
-            "source": str(self.package) if self.package else "with the dependencies",
-            "size": self.package.size if self.package else 0,
+            "source": ", ".join(map(str, self.packages)) or self.ships,
+            "size": self.size,
             "hub": self.hub,
             "present": self.present,
         }

@@ -24,7 +24,7 @@ class Model(Entry):
     load: Callable[[Path, Any], Any] | None = None
     processor: Callable[..., Any] | None = None
 
-    def make(self, package: Path, folder: Path) -> None:
+    def make(self, package: Any, folder: Path) -> None:
         from monochord.models.quiet import quietly
 
         with quietly():

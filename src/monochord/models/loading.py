@@ -125,7 +125,7 @@ def _entry_of_folder(folder: str) -> Model | None:
     from monochord.core.cache import cache_folder
 
     for entry in entries().values():
-        keys = [entry.key, entry.package and f"{entry.package.key}/{entry.subfolder}".rstrip("/")]
+        keys = [entry.key, *(f"{package.key}/{entry.subfolder}".rstrip("/") for package in entry.packages)]
         if any(key and Path(folder) == cache_folder() / key for key in keys):
             return entry
     return None
