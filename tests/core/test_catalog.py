@@ -5,8 +5,9 @@ import types
 import pytest
 
 from monochord.core import catalog
+from monochord.core.cache import cached
 from monochord.core.catalog import CatalogError, Entry, discover, unknown
-from monochord.core.packages import AlteredError, FetchError, Package
+from monochord.core.packages import AlteredError, FetchError, Package, is_present
 
 PACKAGE = Package("pypi", "net", "1.0", "0" * 64, 10)
 ENTRY = Entry(name="net", kind="k", title="t", licence="MIT", package=PACKAGE, hub="owner/net")
@@ -64,6 +65,30 @@ def test_the_converted_folder_is_made_once_and_serves_alone(monkeypatch, tmp_pat
     assert entry.present
     assert (entry.fetch() / "made.txt").read_text() == "raw"
     assert not dataclasses.replace(entry, revision=2).present
+
+
+def test_an_entry_on_several_packages_keeps_those_that_are_whole(monkeypatch, tmp_path):
+    other = dataclasses.replace(PACKAGE, name="other", sha256="1" * 64)
+    asked = []
+
+    def ensure(package, *, progress):
+        asked.append(package.name)
+        if asked == ["net", "other"]:
+            raise FetchError("interrupted")
+        return cached(package.key, lambda folder: (folder / "name.txt").write_text(package.name))
+
+    def convert(folders, folder):
+        (folder / "made.txt").write_text("+".join((one / "name.txt").read_text() for one in folders))
+
+    monkeypatch.setattr(catalog, "ensure", ensure)
+    entry = dataclasses.replace(ENTRY, package=(PACKAGE, other), convert=convert, hub=None)
+    assert entry.size == 20 and entry.packages == (PACKAGE, other)
+    with pytest.raises(FetchError, match="interrupted"):
+        entry.fetch()
+    assert is_present(PACKAGE) and not is_present(other) and not entry.present
+    assert (entry.fetch() / "made.txt").read_text() == "net+other"
+    assert entry.present and entry.row()["source"] == "pypi:net==1.0, pypi:other==1.0"
+    assert entry.key != dataclasses.replace(entry, package=(other, PACKAGE)).key
 
 
 def test_entries_are_found_by_module_and_names_are_unique(tmp_path, monkeypatch):

