@@ -1,4 +1,4 @@
-"""Write what the documentation generates: the table of methods in the README and `docs/methods.md`.
+"""Write what is generated of the documentation: the README's table of methods, the pages of start and of methods.
 
 python tools/docs.py            write them
 python tools/docs.py --check    fail if they are out of date
@@ -27,8 +27,10 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     readme = ROOT / "README.md"
+    front = MARKS.sub(lambda m: m[1] + table() + m[2], readme.read_text(encoding="utf8"))
     wanted = {
-        readme: MARKS.sub(lambda m: m[1] + table() + m[2], readme.read_text(encoding="utf8")),
+        readme: front,
+        ROOT / "docs/index.md": front.replace("](docs/", "]("),
         ROOT / "docs/methods.md": page(),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]

@@ -102,7 +102,7 @@ def _search_table(results: Results) -> str:
             found = arm["search"].get(f"{rate:g}")
             text = value_text(found, results["metric"]) if found is not None else ""
             cells.append(f"<td>{f'<b>{text}</b>' if rate == arm['learning_rate'] else text}</td>")
-        flag = " (at the edge of its grid)" if arm["edge"] else ""
+        flag = " edge of the grid" if arm["edge"] else ""
         rows.append(f"<tr><th>{_e(arm['name'])}</th>{''.join(cells)}<td class=words>{flag}</td></tr>")
     return (
         "<h2>Learning rates</h2><p>Each method has the same number of tries; the validation score with the "
