@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from monochord.lab.results import Arm, Metric, Results, Summary
@@ -80,6 +81,29 @@ def svg(figure: Figure, name: str) -> str:
     text = re.sub(r'href="#', f'href="#{name}-', text)
     text = text.replace(INK, "var(--ink)").replace(FAINT, "var(--faint)")
     return re.sub(r"font: ([^;\"]*?)'[^;\"]*'([^;\"]*)", r"font: \1inherit\2", text)
+
+
+@contextmanager
+def single() -> Iterator[tuple[Figure, Axes]]:
+    """A figure with one pair of axes in the house's style; inside the block it can be drawn and saved."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context({**_STYLE, "axes.prop_cycle": _cycle()}):
+        figure = Figure(figsize=(WIDTH, HEIGHT), layout="constrained")
+        yield figure, figure.subplots()
+
+
+def _cycle() -> Any:
+    from cycler import cycler
+
+    return cycler(color=COLOURS)
+
+
+def svg_file(figure: Figure) -> str:
+    """A figure as an SVG file that can be read on light and dark pages."""
+    text = svg(figure, "f").replace("var(--ink)", "#6b7280").replace("var(--faint)", "#9ca3af")
+    return text.replace("font-family: inherit", "font-family: sans-serif").replace("inherit", "sans-serif")
 
 
 def appearance(arms: Sequence[Arm]) -> dict[str, tuple[str, str]]:

@@ -70,6 +70,33 @@ def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
     return float(stats.ttest_rel(first, second).pvalue)
 
 
+def paired_effect(first: Sequence[float], second: Sequence[float]) -> float:
+    """Cohen's d of paired values: the mean difference over the differences' standard deviation.
+
+    NaN for fewer than two pairs or without spread.
+    """
+    difference = paired_difference(first, second)
+    if difference.n < 2 or difference.half_width == 0:
+        return math.nan
+    deviation = math.fsum((a - b - difference.mean) ** 2 for a, b in zip(first, second, strict=True))
+    return difference.mean / math.sqrt(deviation / (difference.n - 1))
+
+
+def permutation_p(first: Sequence[float], second: Sequence[float], *, paired: bool = False, seed: int = 0) -> float:
+    """Two-sided p of the difference of means under relabelling; exact where there are few enough of them."""
+    import numpy as np
+    from scipy import stats
+
+    result = stats.permutation_test(
+        (_checked(first), _checked(second)),
+        lambda a, b, axis: np.mean(a, axis) - np.mean(b, axis),
+        permutation_type="samples" if paired else "independent",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    )
+    return float(result.pvalue)
+
+
 def bootstrap_interval(
     values: Sequence[float], confidence: float = 0.95, *, seed: int = 0, resamples: int = 2000
 ) -> Interval:

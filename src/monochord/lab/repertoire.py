@@ -1,0 +1,195 @@
+"""The repertoire: every paper with its family, claim and verdict, read from files alone; no torch, no experiment.
+
+`catalog.json` of the papers package says what there is; `results/<slug>.json` what was measured. A result is stale
+when the sources it was measured with have changed since.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from monochord.core.catalog import unknown
+
+PACKAGE = "monochord.papers"
+VERDICTS = ("works", "partly", "fails", "stale", "never run")
+COMMON = ("core", "data", "models", "lab", "papers")  # their changes don't make results stale
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A paper of the repertoire. `verdict` is one of `VERDICTS`; `result` is what was measured, or None."""
+
+    slug: str
+    family: str
+    title: str
+    date: str
+    abstract: str
+    claim: str
+    verdict: str
+    result: dict[str, Any] | None
+
+    def row(self) -> dict[str, Any]:
+        """The entry as a line of a table."""
+        return {name: getattr(self, name) for name in ("slug", "family", "title", "date", "claim", "verdict")}
+
+
+def repertoire(family: str | None = None, verdict: str | None = None) -> list[Entry]:
+    """All papers, or those of a family or with a verdict. Raises `CatalogError` for an unknown one of these."""
+    entries = [_entry(record) for record in _catalog()]
+    if family is not None and family not in {entry.family for entry in entries}:
+        raise unknown(family, {entry.family for entry in entries}, "family")
+    if verdict is not None and verdict not in VERDICTS:
+        raise unknown(verdict, VERDICTS, "verdict")
+    return [e for e in entries if family in (None, e.family) and verdict in (None, e.verdict)]
+
+
+def entry(slug: str) -> Entry:
+    """One paper. Raises `CatalogError`, naming the nearest, when there is none."""
+    records = {record["slug"]: record for record in _catalog()}
+    if slug not in records:
+        raise unknown(slug, records, "paper")
+    return _entry(records[slug])
+
+
+def search(words: str, entries: Iterable[Entry]) -> list[Entry]:
+    """Papers that share words with the query, best first; a rare word counts more than a common one."""
+    import math
+
+    entries = list(entries)
+    documents = [_tokens(f"{e.slug} {e.family} {e.title} {e.title} {e.claim} {e.abstract}") for e in entries]
+    scores = []
+    for word in set(_tokens(words)):
+        having = [i for i, document in enumerate(documents) if word in document]
+        weight = math.log(1 + len(entries) / (1 + len(having)))
+        scores += [(i, weight * (1 + math.log(documents[i].count(word)))) for i in having]
+    total = {i: sum(s for j, s in scores if j == i) for i, _ in scores}
+    return [entries[i] for i in sorted(total, key=lambda i: -total[i])]
+
+
+def module_of(slug: str) -> str:
+    """The module of a paper's experiment. Raises `PaperError` when it is not written yet."""
+    from monochord.lab.paper import PaperError
+
+    found = entry(slug)
+    name = f"{PACKAGE}.{slug.replace('-', '_')}"
+    if _path(name) is None:
+        raise PaperError(f"{found.slug} has no experiment yet: `monochord papers` shows which have one")
+    return name
+
+
+def results_folder() -> Path:
+    """Where results are kept: in the package, and so in the repository and in the wheel."""
+    return Path(__file__).parent.parent / "results"
+
+
+def source_hash(module: str, uses: Iterable[str] = ()) -> str:
+    """A hash of the code of a module, of what it `uses`, and of the methods these import.
+
+    Comments, docstrings and layout don't count.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(_reached({module, *uses})):
+        digest.update(f"{name}\n{_code(name)}\n".encode())
+    return digest.hexdigest()[:16]
+
+
+def _entry(record: dict[str, Any]) -> Entry:
+    slug = record["slug"]
+    file = results_folder() / f"{slug}.json"
+    result = json.loads(file.read_text(encoding="utf8")) if file.exists() else None
+    verdict = "never run"
+    if result is not None:
+        verdict = result["verdict"] if _is_fresh(slug, result) else "stale"
+    claim = (result or {}).get("summary") or record["claim"]
+    fields = {name: record[name] for name in ("slug", "family", "title", "date", "abstract")}
+    return Entry(**fields, claim=claim, verdict=verdict, result=result)
+
+
+def _is_fresh(slug: str, result: dict[str, Any]) -> bool:
+    module = f"{PACKAGE}.{slug.replace('-', '_')}"
+    if _path(module) is None:
+        return False
+    return bool(source_hash(module, _declared(module)) == result["source"])
+
+
+@cache
+def _catalog() -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads((Path(__file__).parent.parent / "papers/catalog.json").read_text("utf8"))
+    return records
+
+
+def _tokens(text: str) -> list[str]:
+    return [re.sub(r"(?:ing|ed|es|s)$", "", word) for word in re.findall(r"[a-z0-9]{2,}", text.lower())]
+
+
+# Sources
+
+
+def _reached(modules: set[str]) -> set[str]:
+    """The modules and all methods they import, theirs included; the common floors are left out."""
+    found: set[str] = set()
+    todo = list(modules)
+    while todo:
+        name = todo.pop()
+        if name in found or _path(name) is None:
+            continue
+        found.add(name)
+        todo += [n for n in _imports(name) if n.split(".")[1] not in COMMON]
+    return found
+
+
+def _imports(module: str) -> Iterator[str]:
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("monochord."):
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+            inner = [name for name in names if _path(name) is not None]
+            yield from inner or [node.module]
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name.startswith("monochord."))
+
+
+def _declared(module: str) -> list[str]:
+    """The `uses=` of the module's `Paper(...)`, read without running it."""
+    for node in ast.walk(_tree(module)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Paper":
+            for keyword in node.keywords:
+                if keyword.arg == "uses":
+                    return list(ast.literal_eval(keyword.value))
+    return []
+
+
+def _code(module: str) -> str:
+    tree = _tree(module)
+    for node in ast.walk(tree):
+        body = getattr(node, "body", None)
+        if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
+            value = body[0].value
+            if isinstance(value, ast.Constant) and isinstance(value.value, str):
+                body[0] = ast.Pass()
+    return ast.dump(tree)
+
+
+def _tree(module: str) -> ast.Module:
+    path = _path(module)
+    assert path is not None
+    return ast.parse(path.read_text(encoding="utf8"))
+
+
+def _path(module: str) -> Path | None:
+    """The file of a module of ours, found without importing anything."""
+    parts = module.split(".")
+    if parts[0] != "monochord":
+        return None
+    base = Path(__file__).parent.parent.joinpath(*parts[1:])
+    for candidate in (base.with_suffix(".py"), base / "__init__.py"):
+        if candidate.is_file():
+            return candidate
+    return None
