@@ -18,7 +18,10 @@ def test_opens_with_a_card_and_even_columns(name):
     assert all(note in card for note in dataset.notes) and dataset.notes
     assert len(dataset) == sum(map(len, dataset.splits.values()))
     assert {row["name"]: row for row in catalog()}[name]["present"]
-    if dataset.label_names:
+    if dataset.label_names and dataset.task == "image-multilabel":
+        for split in dataset.splits.values():
+            assert split["labels"].dtype == np.uint8 and set(np.unique(split["labels"])) == {0, 1}
+    elif dataset.label_names:
         for split in dataset.splits.values():
             assert split["label"].dtype == np.int64
             assert set(split["label"]) == set(range(dataset.n_classes))

@@ -12,17 +12,18 @@ from monochord.core.catalog import Entry, discover, unknown
 from monochord.data.dataset import DataError, Dataset, Split
 
 Read = tuple[Mapping[str, Split], tuple[str, ...]]
+Labelled = tuple[Mapping[str, Split], tuple[str, ...], tuple[str, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source(Entry):
     """A data set of the catalog; its `kind` is its task.
 
-    `read(folder, **options)` gives the splits and the notes of the card; it checks counts and shapes. The folder
-    is None for what ships with a dependency.
+    `read(folder, **options)` gives the splits and the notes of the card, and the names of the labels where these
+    depend on the options; it checks counts and shapes. The folder is None for what ships with a dependency.
     """
 
-    read: Callable[..., Read]
+    read: Callable[..., Read | Labelled]
     label_names: tuple[str, ...] = ()
 
     def open(self, *, progress: bool = False, **options: Any) -> Dataset:
@@ -32,12 +33,12 @@ class Source(Entry):
             if option not in known:
                 raise DataError(f"{self.name} has no option {option!r}: there are {', '.join(known) or 'none'}")
         folder: Path | None = self.fetch(progress=progress) if self.package else None
-        splits, notes = self.read(folder, **options)
+        splits, notes, *labels = self.read(folder, **options)
         return Dataset(
             name=self.name,
             task=self.kind,
             splits=splits,
-            label_names=self.label_names,
+            label_names=labels[0] if labels else self.label_names,
             title=self.title,
             licence=self.licence,
             source=self.row()["source"],

@@ -1,4 +1,8 @@
-"""A data set: named splits of columns, what its labels mean, and what a person should know of it."""
+"""A data set: named splits of columns, what its labels mean, and what a person should know of it.
+
+The columns' names tell what they are: `text`, `image` (uint8), `audio` (`Clips`), `label` (int64 numbers of classes),
+`labels` (uint8, rows by labels, several may hold), `prompt` and `response`.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,24 @@ from typing import Any
 import numpy as np
 
 Column = Sequence[Any] | np.ndarray
+NEEDED = {  # the columns that every split of a task has
+    "text-classification": ("label",),  # texts, or token ids
+    "image-classification": ("image", "label"),
+    "audio-classification": ("audio", "label"),
+    "image-multilabel": ("image", "labels"),
+    "image-text": ("image", "text"),
+    "speech": ("audio", "text"),
+    "pairs": ("text", "other"),
+    "text-regression": ("text", "value"),
+    "multiple-choice": ("question", "options", "answer"),
+    "question-answer": ("question", "answer"),
+    "preference": ("prompt", "chosen", "rejected"),
+    "feedback": ("prompt", "response", "label"),
+    "summary": ("text", "summary"),
+    "prompts": ("prompt",),
+    "code": ("prompt", "solution", "test"),
+    "relations": ("subject", "relation", "object"),
+}
 
 
 class DataError(ValueError):
@@ -16,10 +38,9 @@ class DataError(ValueError):
 
 
 class Split:
-    """Columns of equal length: numpy arrays, or lists of str.
+    """Columns of equal length: numpy arrays, lists of str, or sequences that have a `take(rows)` of their own.
 
-    `split["text"]` is a column, `split[3]` a row as a dict, `len(split)` the number of rows. The columns' names
-    tell the task: `text`, `image` (uint8), `prompt` and `response`, `label` (int64).
+    `split["text"]` is a column, `split[3]` a row as a dict, `len(split)` the number of rows.
     """
 
     def __init__(self, columns: Mapping[str, Column]) -> None:
@@ -48,12 +69,7 @@ class Split:
     def take(self, rows: Sequence[int] | np.ndarray) -> Split:
         """The given rows, in that order."""
         rows = np.asarray(rows, dtype=np.int64)
-        return Split(
-            {
-                name: column[rows] if isinstance(column, np.ndarray) else [column[row] for row in rows]
-                for name, column in self._columns.items()
-            }
-        )
+        return Split({name: _taken(column, rows) for name, column in self._columns.items()})
 
     def first(self, n: int) -> Split:
         """The first `n` rows; where there are labels, the first of each class in turn, so classes stay even."""
@@ -72,8 +88,8 @@ class Split:
 class Dataset:
     """Splits of one data set, its task and its story.
 
-    `task` is "text-classification", "image-classification", "causal-lm", "facts" or "batches" (ready ones).
-    `notes` are the known flaws and what the loader did. `len` is the number of rows in all splits.
+    `task` is one of those in `NEEDED`, which says what columns it has, or "causal-lm", "facts" or "batches" (ready
+    ones). `notes` are the known flaws and what the loader did. `len` is the number of rows in all splits.
     """
 
     name: str
@@ -91,13 +107,15 @@ class Dataset:
         for name, split in self.splits.items():
             if len(split) == 0:
                 raise DataError(f"{self.name}: the split {name!r} is empty")
-        if self.task.endswith("-classification"):
-            for name, split in self.splits.items():
-                if "label" not in split:
-                    found = ", ".join(split.columns)
-                    raise DataError(f"{self.name}: the split {name!r} has no labels, only {found}")
-            if self.n_classes < 2:
-                raise DataError(f"{self.name}: all labels are {self.label_names[0]!r}, at least 2 classes are needed")
+            for column in NEEDED.get(self.task, ()):
+                if column not in split:
+                    found, lacking = ", ".join(split.columns), "labels" if column == "label" else column
+                    raise DataError(f"{self.name}: the split {name!r} has no {lacking}, only {found}")
+            if "labels" in split and np.shape(split["labels"]) != (len(split), self.n_classes):
+                found = " by ".join(map(str, np.shape(split["labels"])))
+                raise DataError(f"{self.name}: labels of {name!r} are {found}, not {len(split)} by {self.n_classes}")
+        if self.task.endswith("-classification") and self.n_classes < 2:
+            raise DataError(f"{self.name}: all labels are {self.label_names[0]!r}, at least 2 classes are needed")
 
     def __len__(self) -> int:
         return sum(len(split) for split in self.splits.values())
@@ -132,9 +150,23 @@ class Dataset:
         return "\n".join(lines)
 
     def _balance(self, split: Split) -> str:
-        if not self.label_names or "label" not in split:
+        if not self.label_names or not ("label" in split or "labels" in split):
             return ""
+        if "labels" in split:
+            counts = np.asarray(split["labels"]).sum(axis=0, dtype=np.int64)
+            return f", {self.n_classes} labels of {counts.min()} to {counts.max()}"
         counts = np.bincount(np.asarray(split["label"]), minlength=self.n_classes)
         if self.n_classes > 12 or counts.min() == counts.max():
             return f", {self.n_classes} classes of {counts.min()} to {counts.max()}"
         return ", " + ", ".join(f"{name} {n}" for name, n in zip(self.label_names, counts, strict=True))
+
+
+def _taken(column: Any, rows: np.ndarray) -> Column:
+    taken: Column
+    if isinstance(column, np.ndarray):
+        taken = column[rows]
+    elif hasattr(column, "take"):
+        taken = column.take(rows)
+    else:
+        taken = [column[row] for row in rows]
+    return taken

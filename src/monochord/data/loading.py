@@ -29,12 +29,15 @@ class Batches:
     - text: `input_ids`, `attention_mask`, `labels` (batch, seq), which are -100 on padding
     - prompt and response: the same, `labels` -100 on the prompt too unless `responses_only=False`;
       `response_mask=True` adds a bool `response_mask` (batch, seq)
-    - image and label: `pixel_values` (batch, channels, height, width), `labels` (batch,)
+    - image and label: `pixel_values` (batch, channels, height, width), `labels` (batch,), or with the column `labels`
+      float `labels` (batch, labels)
+    - audio and label: what the feature extractor makes, or `input_values` and `attention_mask` (batch, samples);
+      `labels` (batch,)
 
-    `processor` is a tokenizer, or an image processor called with `images=`; images without one are scaled to 1.
-    `max_length` counts tokens. Shuffled epochs each have their own order and drop an incomplete last batch;
-    `shuffle=False` keeps the order and every row. `steps` is how many batches there are in all, over as many
-    epochs as it takes; one epoch by default. `batches[k]` is step k, always the same.
+    `processor` is a tokenizer, an image processor called with `images=`, or a feature extractor of sound; images
+    without one are scaled to 1, sounds to -1 and 1. `max_length` counts tokens. Shuffled epochs each have their own
+    order and drop an incomplete last batch; `shuffle=False` keeps the order and every row. `steps` is how many batches
+    there are in all, over as many epochs as it takes; one epoch by default. `batches[k]` is step k, always the same.
     """
 
     def __init__(
@@ -68,6 +71,8 @@ class Batches:
             self._collate = lambda rows, ahead: dict(split["batch"][rows[0]])
         elif "image" in split:
             self._collate = lambda rows, ahead: _images(split, rows, processor)
+        elif "audio" in split:
+            self._collate = lambda rows, ahead: _sounds(split, rows, processor)
         else:
             tokens = Tokens(split, processor, max_length)
             self._collate = lambda rows, ahead: tokens.batch(rows, ahead, responses_only, response_mask)
@@ -130,7 +135,26 @@ def _images(split: Split, rows: np.ndarray, processor: Any) -> Batch:
             images = np.repeat(images[..., None], 3, axis=3)
         pixels = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
         pixels = pixels["pixel_values"]
-    batch = {"pixel_values": pixels.contiguous()}
-    if "label" in split:
-        batch["labels"] = torch.as_tensor(np.asarray(split["label"])[rows])
-    return batch
+    return {"pixel_values": pixels.contiguous()} | _labels(split, rows)
+
+
+def _sounds(split: Split, rows: np.ndarray, processor: Any) -> Batch:
+    import torch
+
+    clips = split["audio"]
+    if processor is None:
+        lengths = torch.as_tensor((clips.stops - clips.starts)[rows])
+        waves = torch.from_numpy(clips.waves(rows))
+        mask = torch.arange(waves.shape[1]) < lengths[:, None]
+        return {"input_values": waves, "attention_mask": mask.long()} | _labels(split, rows)
+    process = getattr(processor, "feature_extractor", processor)
+    sounds = [clips.waves([row])[0] for row in rows]
+    return dict(process(sounds, sampling_rate=clips.rate, return_tensors="pt")) | _labels(split, rows)
+
+
+def _labels(split: Split, rows: np.ndarray) -> Batch:
+    import torch
+
+    if "labels" in split:
+        return {"labels": torch.from_numpy(np.asarray(split["labels"])[rows]).float()}
+    return {"labels": torch.as_tensor(np.asarray(split["label"])[rows])} if "label" in split else {}
