@@ -85,6 +85,11 @@ def module_of(slug: str) -> str:
     return name
 
 
+def has_experiment(slug: str) -> bool:
+    """Whether a paper's experiment is written."""
+    return _path(f"{PACKAGE}.{slug.replace('-', '_')}") is not None
+
+
 def results_folder() -> Path:
     """Where results are kept: in the package, and so in the repository and in the wheel."""
     return Path(__file__).parent.parent / "results"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from monochord.lab.paper import ROLES
 from monochord.lab.repertoire import Entry
 
 if TYPE_CHECKING:
@@ -57,19 +58,15 @@ def number(value: dict[str, Any]) -> str:
 
 
 def _arms(shown: dict[str, Any]) -> Any:
-    """A table of every arm's numbers, the method first, with chance where it is known."""
+    """A line an arm with all its numbers, the method first, with chance where it is known."""
     from rich.table import Table
 
-    order = {role: i for i, role in enumerate(("method", "baseline", "control", "ceiling"))}
-    arms = sorted(shown["arms"].items(), key=lambda item: order[item[1]["role"]])
-    metrics = list(dict.fromkeys(name for _, arm in arms for name in arm["metrics"]))
+    arms = sorted(shown["arms"].items(), key=lambda item: ROLES.index(item[1]["role"]))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for heading in ("arm", "role", *metrics):
+    for heading in ("arm", "role", "measured"):
         table.add_column(heading, overflow="fold")
     for name, arm in arms:
-        cells = [number(arm["metrics"][m]) if m in arm["metrics"] else "" for m in metrics]
-        table.add_row(name, arm["role"], *cells)
+        table.add_row(name, arm["role"], ", ".join(f"{m} {number(v)}" for m, v in arm["metrics"].items()))
     if shown["chance"]:
-        known = shown["chance"]
-        table.add_row("no skill", "chance", *[f"{known[m]:.4g}" if m in known else "" for m in metrics])
+        table.add_row("no skill", "chance", ", ".join(f"{m} {value:.4g}" for m, value in shown["chance"].items()))
     return table

@@ -1,0 +1,1 @@
+"""Models of neurons and of the codes they read, exact and trainable."""
