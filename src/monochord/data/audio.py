@@ -39,8 +39,7 @@ class Clips(Sequence[np.ndarray]):
     def __getitem__(self, row: Any) -> Any:
         if isinstance(row, slice):
             return self.take(np.arange(len(self))[row])
-        clip: np.ndarray = self.samples[self.starts[row] : self.stops[row]]
-        return clip
+        return self.samples[self.starts[row] : self.stops[row]]
 
     def take(self, rows: Sequence[int] | np.ndarray) -> Clips:
         """The given clips, in that order; no sample is copied."""
@@ -50,7 +49,7 @@ class Clips(Sequence[np.ndarray]):
     @property
     def seconds(self) -> np.ndarray:
         """How long each clip is, float64 (clips,)."""
-        return (self.stops - self.starts) / self.rate
+        return np.asarray((self.stops - self.starts) / self.rate)
 
     def waves(self, rows: Sequence[int] | np.ndarray, seconds: float | None = None) -> np.ndarray:
         """Clips as float32 (rows, samples) between -1 and 1, zeros behind the short ones.
