@@ -15,11 +15,27 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import JSON, DateTime, Engine, String, Text, create_engine, event, or_, select, update
+from sqlalchemy import (
+    JSON,
+    Connection,
+    DateTime,
+    Engine,
+    String,
+    Text,
+    create_engine,
+    event,
+    inspect,
+    make_url,
+    or_,
+    select,
+    text,
+    update,
+)
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 from sqlalchemy.schema import CreateIndex, CreateTable
 
+from monochord.lab.migrations import HEAD, upgrade
 from monochord.lab.records import DONE, FAILED, PENDING, RUNNING, Record, finite
 
 
@@ -198,14 +214,47 @@ def _open(url: str) -> Engine:
         if url.startswith("sqlite"):
             event.listen(engine, "connect", _tune_sqlite)
         with engine.begin() as connection:
-            for table in Base.metadata.sorted_tables:
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
-    except SQLAlchemyError as error:
+            _bring_up_to_date(connection)
+    except (SQLAlchemyError, ImportError) as error:
         reason = str(getattr(error, "orig", None) or error).splitlines()[0]
-        raise StoreError(f"can't open the store {url}: {reason}") from None
+        raise StoreError(f"can't open the store {_without_password(url)}: {reason}") from None
     return engine
+
+
+def _bring_up_to_date(connection: Connection) -> None:
+    """Make the tables of a new store; migrate those of an older one. One process at a time does it."""
+    if connection.dialect.name == "postgresql":
+        connection.execute(text("SELECT pg_advisory_xact_lock(6030103)"))  # until the transaction ends
+    elif connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    there = set(inspect(connection).get_table_names())
+    if not there & set(Base.metadata.tables):
+        for table in Base.metadata.sorted_tables:
+            connection.execute(CreateTable(table, if_not_exists=True))
+            for index in table.indexes:
+                connection.execute(CreateIndex(index, if_not_exists=True))
+        connection.execute(text("CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) PRIMARY KEY)"))
+        connection.execute(text(_STAMP), {"head": HEAD})
+        return
+    numbered = "alembic_version" in there
+    version = connection.execute(text("SELECT version_num FROM alembic_version")).scalar() if numbered else None
+    if version is None or version < HEAD:
+        upgrade(connection)
+    elif version > HEAD:
+        raise StoreError(
+            f"the store is of a newer monochord (schema {version}, this one knows {HEAD}): update monochord"
+        )
+
+
+_STAMP = """INSERT INTO alembic_version (version_num)
+SELECT :head WHERE NOT EXISTS (SELECT 1 FROM alembic_version)"""
+
+
+def _without_password(url: str) -> str:
+    try:
+        return make_url(url).render_as_string(hide_password=True)
+    except SQLAlchemyError:
+        return url
 
 
 def _tune_sqlite(connection: Any, _: Any) -> None:
