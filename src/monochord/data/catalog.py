@@ -28,7 +28,8 @@ class Source(Entry):
 
     def open(self, *, progress: bool = False, **options: Any) -> Dataset:
         """The data set, fetched when it is not in the cache. Raises `DataError` for unknown options."""
-        known = list(inspect.signature(self.read).parameters)[1:]
+        fixed = getattr(self.read, "keywords", {})  # of a function that reads several sets
+        known = [name for name in list(inspect.signature(self.read).parameters)[1:] if name not in fixed]
         for option in options:
             if option not in known:
                 raise DataError(f"{self.name} has no option {option!r}: there are {', '.join(known) or 'none'}")
