@@ -240,9 +240,10 @@ class _State:
             return output[0], (new, *state[1:]) if isinstance(state, tuple) else new
         cache = kwargs.get("cache_params", kwargs.get("past_key_values"))
         layer = getattr(module, "layer_idx", None)
-        if cache is None or not hasattr(cache, "get_recurrent_state"):
+        if cache is None or not hasattr(cache, "update_recurrent_state"):
             raise SiteError(f"{self.site} has no state in this call: call the model with use_cache=True")
-        new = self.act(cache.get_recurrent_state(layer), (args, kwargs))
+        states = cache.layers[layer].recurrent_states  # by number since transformers 5.21, one alone before
+        new = self.act(states if isinstance(states, Tensor) else states[0], (args, kwargs))
         if new is not None:
             cache.update_recurrent_state(new, layer)
         return None
