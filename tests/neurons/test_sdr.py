@@ -1,5 +1,6 @@
 """The theory of sparse recognition against exact integers, known values and simulation."""
 
+import itertools
 import math
 from fractions import Fraction
 
@@ -46,6 +47,14 @@ def test_known_false_negatives_and_unions():
     np.testing.assert_allclose(found, [6.7e-5, 7.4e-3, 0.10, 0.41], rtol=0.03)
     found = sdr.union_false_positive(10_000, 200, 24, 12, [5, 10, 20])
     np.testing.assert_allclose(found, [4.3e-6, 2.9e-3, 0.23], rtol=0.05)
+
+
+def test_the_exact_union_is_the_formula_for_one_pattern_and_enumeration_for_two():
+    assert sdr.exact_union_false_positive(500, 40, 12, 4, 1) == pytest.approx(sdr.false_positive(500, 40, 12, 4))
+    cells, active, synapses, threshold = 6, 3, 2, 2
+    sets = [set(c) for c in itertools.combinations(range(cells), synapses)]
+    hits = [len((one | other) & set(range(active))) >= threshold for one in sets for other in sets]
+    assert sdr.exact_union_false_positive(cells, active, synapses, threshold, 2) == pytest.approx(np.mean(hits))
 
 
 def test_identities():

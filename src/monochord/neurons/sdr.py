@@ -73,8 +73,30 @@ def union_size(n: ArrayLike, synapses: ArrayLike, patterns: ArrayLike) -> Any:
 def union_false_positive(
     n: ArrayLike, active: ArrayLike, synapses: ArrayLike, threshold: ArrayLike, patterns: ArrayLike, log: bool = False
 ) -> Any:
-    """`false_positive` of a segment that holds several patterns, at the expected number of distinct synapses."""
+    """`false_positive` of a segment that holds several patterns, at the expected number of distinct synapses.
+
+    This is the paper's formula; `exact_union_false_positive` minds that the number varies.
+    """
     return false_positive(n, active, np.rint(union_size(n, synapses, patterns)).astype(int), threshold, log)
+
+
+def exact_union_false_positive(n: int, active: int, synapses: int, threshold: int, patterns: int) -> float:
+    """The probability itself: cells of the met pattern are covered by one stored pattern's synapses after the other.
+
+    Of `active - k` cells not covered yet, the next `synapses` cover a hypergeometric number.
+    """
+    most = min(active, patterns * synapses)
+    covered = np.zeros(most + 1)
+    covered[0] = 1.0
+    k, new = np.arange(most + 1)[:, None], np.arange(min(synapses, most) + 1)[None]
+    ways = log_overlap_set(n, synapses, active - k, new) - log_choose(n, synapses)
+    step = np.exp(ways)  # (covered so far, newly covered)
+    for _ in range(patterns):
+        following = np.zeros_like(covered)
+        for j in range(step.shape[1]):
+            following[j:] += covered[: most + 1 - j] * step[: most + 1 - j, j]
+        covered = following
+    return float(covered[threshold:].sum())
 
 
 def any_segment(probability: ArrayLike, segments: ArrayLike) -> Any:
