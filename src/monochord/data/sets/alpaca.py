@@ -16,6 +16,14 @@ from monochord.data.catalog import Read, Source, check
 from monochord.data.dataset import Split
 
 COUNT, HELD_OUT = 999, 100
+PACKAGE = Package(
+    "pypi-source",
+    "llamafactory",
+    "0.9.5",
+    sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
+    size=5_208_876,
+    members=("llamafactory-0.9.5/data/*_en_demo.json", "llamafactory-0.9.5/LICENSE"),
+)
 
 
 def read(folder: Path, *, seed: int = 0) -> Read:
@@ -51,14 +59,7 @@ ENTRIES = [
         kind="causal-lm",
         title="999 English instructions with answers",
         licence="Apache-2.0 as stated by the package",
-        package=Package(
-            "pypi-source",
-            "llamafactory",
-            "0.9.5",
-            sha256="1702c0bfb864e80577a59521d2edcacd2aab05ec6aee06188fcba335a589681f",
-            size=5_208_876,
-            members=("llamafactory-0.9.5/data/*_en_demo.json", "llamafactory-0.9.5/LICENSE"),
-        ),
+        package=PACKAGE,
         read=read,
     )
 ]
