@@ -8,15 +8,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from missing import left_out
 
 MISSING = "PostgreSQL is not installed here: `apt-get install postgresql` and `pip install 'monochord[postgresql]'`"
-
-
-def left_out(reason):
-    """Skip, or fail where nothing may be left out (`MONOCHORD_REQUIRE=all`)."""
-    if os.environ.get("MONOCHORD_REQUIRE") == "all":
-        pytest.fail(reason)
-    pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

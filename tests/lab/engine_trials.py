@@ -38,3 +38,14 @@ def threads():
 
 def total(objects):
     return {"total": float(sum(objects["numbers"])), "scale": objects["scaler"](3)}
+
+
+def hungry(mib):
+    block = bytearray(mib << 20)
+    return {"mib": len(block) >> 20}
+
+
+def seeded(seed):
+    import torch
+
+    return {"value": torch.rand(1000, generator=torch.Generator().manual_seed(seed)).double().sum().item()}

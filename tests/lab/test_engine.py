@@ -120,7 +120,7 @@ def test_objects_that_cant_be_sent_are_refused_at_once(store):
 
 
 def test_unknown_engine_is_named(store):
-    with pytest.raises(EngineError, match="unknown engine 'cloud': choose local or inline"):
+    with pytest.raises(EngineError, match="unknown engine 'cloud': choose local, inline, ray or ray://HOST:PORT"):
         run([], store, engine="cloud")
 
 
@@ -155,3 +155,10 @@ def test_a_stopped_run_goes_on_where_it_was(tmp_path, how):
     (record,) = run([quick], store, workers=1)
     assert record.result["value"] == 2
     assert (tmp_path / "log").read_text() == "1\n"
+
+
+def test_a_trial_may_have_so_much_memory(tmp_path):
+    small, large = run(
+        [trial("hungry", mib=10), trial("hungry", mib=900)], Store(tmp_path / "s.sqlite"), memory=400 << 20
+    )
+    assert small.result == {"mib": 10} and "MemoryError" in large.error

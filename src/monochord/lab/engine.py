@@ -64,19 +64,21 @@ def run(
     engine: str = "local",
     workers: int | None = None,
     timeout: float | None = None,
+    memory: int | None = None,
     watcher: Watcher | None = None,
     preload: Sequence[str] = PRELOAD,
 ) -> list[Record]:
     """Run what the store has not finished and return the record of every trial, in the order given.
 
-    `engine` is `"local"` (a process each, `workers` at a time, all cores by default) or `"inline"`
-    (in this process, one after the other, for debugging and for objects that can't be sent).
-    `timeout` is in seconds a trial. `preload` names modules that trials find already imported.
+    `engine` is `"local"` (a process each, `workers` at a time, all cores by default), `"inline"` (in this
+    process, one after the other, for debugging and for objects that can't be sent) or Ray, as `cluster.py`
+    says. `timeout` is in seconds a trial, `memory` in bytes a trial on top of what its process starts with.
+    `preload` names modules that trials find already imported.
     Trials that failed in an earlier run are tried again. Raises `EngineError` for an unknown engine
     or objects that can't be sent to another process.
     """
-    if engine not in ENGINES:
-        raise EngineError(f"unknown engine {engine!r}: choose {' or '.join(ENGINES)}")
+    if engine not in ENGINES and engine != "ray" and not engine.startswith("ray:"):
+        raise EngineError(f"unknown engine {engine!r}: choose {', '.join(ENGINES)}, ray or ray://HOST:PORT")
     watcher = watcher or _Nobody()
     unique = {trial.key: trial for trial in trials}
     for key, trial in unique.items():
@@ -90,8 +92,12 @@ def run(
             todo.append(unique[record.key])
     if todo and engine == "inline":
         _run_inline(todo, store, watcher)
+    elif todo and engine.startswith("ray"):
+        from monochord.lab.cluster import run_on_ray
+
+        run_on_ray(engine, todo, store, watcher, workers=workers, timeout=timeout, memory=memory)
     elif todo:
-        _Local(store, watcher, workers or cores(), timeout, preload).run(todo)
+        _Local(store, watcher, workers or cores(), timeout, memory, preload).run(todo)
     records = {record.key: record for record in _in_order(store, unique)}
     return [records[trial.key] for trial in trials]
 
@@ -138,9 +144,15 @@ class _Local:
     """A pool of one process a trial; at most `workers` at a time."""
 
     def __init__(
-        self, store: Store, watcher: Watcher, workers: int, timeout: float | None, preload: Sequence[str]
+        self,
+        store: Store,
+        watcher: Watcher,
+        workers: int,
+        timeout: float | None,
+        memory: int | None,
+        preload: Sequence[str],
     ) -> None:
-        self.store, self.watcher, self.workers, self.timeout = store, watcher, workers, timeout
+        self.store, self.watcher, self.workers, self.timeout, self.memory = store, watcher, workers, timeout, memory
         method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
         self.context: Any = multiprocessing.get_context(method)
         if method == "forkserver":
@@ -175,7 +187,7 @@ class _Local:
         log = folder / f"{trial.key[:16]}.log"
         process = self.context.Process(
             target=serve,
-            args=(there, trial.target, trial.arguments, dict(trial.objects), str(log)),
+            args=(there, trial.target, trial.arguments, dict(trial.objects), str(log), self.memory),
             daemon=True,
         )
         try:

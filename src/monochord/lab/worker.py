@@ -35,9 +35,11 @@ def serve(
     arguments: Mapping[str, Any],
     objects: Mapping[str, Any],
     log: str,
+    memory: int | None = None,
 ) -> None:
-    """Run one trial and send `("done", result)` or `("failed", traceback)` back."""
+    """Run one trial, in at most `memory` bytes, and send `("done", result)` or `("failed", traceback)` back."""
     _settle(log)
+    limit(memory)
     try:
         answer: tuple[str, Any] = ("done", call(target, arguments, objects))
     except BaseException as error:
@@ -46,8 +48,22 @@ def serve(
     channel.close()
 
 
+def limit(memory: int | None) -> None:
+    """One thread, and at most so many bytes of data on top of what the process has."""
+    if "torch" in sys.modules:  # loaded before the fork
+        sys.modules["torch"].set_num_threads(1)
+    if memory is None:
+        return
+    import resource
+
+    with open("/proc/self/statm") as file:
+        held = int(file.read().split()[5]) * resource.getpagesize()  # data and stack
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    resource.setrlimit(resource.RLIMIT_DATA, (held + memory, hard))
+
+
 def _settle(log: str) -> None:
-    """One thread, no Ctrl-C of its own, output into `log`, and never outlive the process that asked."""
+    """No Ctrl-C of its own, output into `log`, and never outlive the process that asked."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     sys.stdout.flush()
@@ -59,8 +75,6 @@ def _settle(log: str) -> None:
     if parent is not None:
         threading.Thread(target=_follow, args=(parent.sentinel,), daemon=True).start()
     os.environ.update(dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS"), "1"))
-    if "torch" in sys.modules:  # loaded before the fork
-        sys.modules["torch"].set_num_threads(1)
 
 
 def _follow(sentinel: int) -> None:
