@@ -20,15 +20,20 @@ from monochord.data.loading import Batches as Batches
 def data(given: Any, *, limit: dict[str, int] | None = None, progress: bool = True, **options: Any) -> Dataset:
     """A `Dataset`: of the catalog by name, or of the caller's own.
 
-    `given` is a catalog name, a `.csv`, `.tsv`, `.jsonl` or `.json` file, a list of rows (dicts), a dict of
-    columns, a `datasets.Dataset` or `DatasetDict`, a loader or list of ready batches, or a `Dataset`. `limit` caps
-    splits with classes kept even: `{"train": 2000}`. `options` belong to the set (`source="imdb"`, `seed=1`).
+    `given` is a catalog name, a `.csv`, `.tsv`, `.jsonl` or `.json` file, a file or folder in one of the layouts of
+    `monochord.data.formats`, a list of rows (dicts), a dict of columns, a `datasets.Dataset` or `DatasetDict`, a
+    loader or list of ready batches, or a `Dataset`. `limit` caps splits with classes kept even: `{"train": 2000}`.
+    `options` belong to the set or layout (`source="imdb"`, `seed=1`).
     Raises `CatalogError` for unknown names and `DataError` for data that can't be used.
     """
     if isinstance(given, Dataset):
         dataset = given
     elif isinstance(given, str) and given in entries():
         dataset = entries()[given].open(progress=progress, **options)
+    elif isinstance(given, str | Path) and Path(given).exists() and Path(given).suffix not in FILES:
+        from monochord.data import formats
+
+        dataset = formats.load(given, **options)
     elif isinstance(given, str) and Path(given).suffix not in FILES:
         raise unknown(given, entries(), "data set")
     else:

@@ -62,7 +62,7 @@ def _by_split(given: Any) -> dict[str, Any]:
 def _table(part: Any, name: str) -> Mapping[str, Any] | list[Any]:
     """Columns by name, or a list of ready batches."""
     if isinstance(part, str | Path):
-        return _columns(_read(Path(part)), str(part))
+        return _columns(read_rows(Path(part)), str(part))
     if hasattr(part, "column_names"):
         return {column: list(part[column]) for column in part.column_names}
     if isinstance(part, Split):
@@ -77,7 +77,8 @@ def _table(part: Any, name: str) -> Mapping[str, Any] | list[Any]:
     return _columns(rows, name)
 
 
-def _read(file: Path) -> list[Any]:
+def read_rows(file: Path) -> list[Any]:
+    """The rows of a `.csv`, `.tsv`, `.jsonl` or `.json` file."""
     if file.suffix not in FILES:
         raise DataError(f"{file}: unknown kind of file, use one of {', '.join(FILES)}")
     try:
