@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -45,7 +46,7 @@ def _clips(files: list[Path], rate: int) -> Clips:
     for file in files:
         try:
             sounds.append(read_sound(file, rate))
-        except (ValueError, RuntimeError, OSError, EOFError) as error:
+        except (ValueError, RuntimeError, OSError, EOFError, struct.error) as error:
             raise DataError(f"{file}: not a readable sound ({error})") from None
     ends = np.cumsum([len(sound) for sound in sounds])
     return Clips(np.concatenate(sounds), np.concatenate([[0], ends[:-1]]), ends, rate)
