@@ -138,7 +138,7 @@ def test_unknown_options_are_exit_code_2(capsys):
 
 
 def test_other_errors_are_exit_code_1_and_debug_shows_where(capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_table", lambda *_: 1 / 0)
+    monkeypatch.setattr(cli.comparing, "table", lambda *_: 1 / 0)
     code, error = fails(capsys, "methods")
     assert code == 1
     assert error == "monochord: ZeroDivisionError: division by zero (--debug shows where)"
@@ -150,7 +150,7 @@ def test_an_interrupt_says_how_to_go_on(capsys, monkeypatch):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_table", interrupted)
+    monkeypatch.setattr(cli.comparing, "table", interrupted)
     assert fails(capsys, "methods") == (130, "stopped; the same command goes on where it was")
 
 

@@ -1,0 +1,3 @@
+from monochord.cli import main
+
+main()
