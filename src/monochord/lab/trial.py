@@ -37,7 +37,7 @@ def search(
     begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
-    tuned = _tuner(method, model, objects).attach(model, seed=seed)
+    tuned = tuner_of(method, model, objects).attach(model, seed=seed)
     cost = _trained(opened, model, tuned, state_path(objects, task, method, rate, seed, steps), rate, seed, steps)
     validation = opened.score(model, "validation")
     return {"validation": validation, "losses": cost["losses"], **_spent(begin, work)}
@@ -57,7 +57,7 @@ def train(
     begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
-    tuned = _tuner(method, model, objects).attach(model, seed=seed)
+    tuned = tuner_of(method, model, objects).attach(model, seed=seed)
     path = state_path(objects, task, method, rate, seed, steps)
     cost = _trained(opened, model, tuned, path if path and path.exists() else None, rate, seed, steps)
     result = TrialResult(
@@ -100,7 +100,7 @@ def step_time(task: Mapping[str, Any], method: str, *, objects: Mapping[str, Any
     """Median seconds of a training step of `method`."""
     opened = open_task(task, objects)
     model = opened.model(0)
-    _tuner(method, model, objects).attach(model, seed=0)
+    tuner_of(method, model, objects).attach(model, seed=0)
     _, clock, _ = _fit(opened, model, 0.0, 0, N_TIMED)
     return {"step_seconds": clock.median()}
 
@@ -129,7 +129,7 @@ def sizes(
     return {"reference": reference, "counts": counts, "sizes": found}
 
 
-def _tuner(method: str, model: nn.Module, objects: Mapping[str, Any]) -> Any:
+def tuner_of(method: str, model: nn.Module, objects: Mapping[str, Any]) -> Any:
     """The method, with full tuning of a fresh head unless it trains that itself."""
     from torch import Generator
 

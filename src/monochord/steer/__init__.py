@@ -1,0 +1,1 @@
+"""Directions in activations, and ways to move along them."""
