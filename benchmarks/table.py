@@ -31,6 +31,8 @@ def main() -> None:
             "|---|---|---|---|---|",
         ]
         for row in report["rows"]:
+            if not any(row["found"].values()):
+                continue  # less than could be measured
             found, bar = dict(row["found"]), row["bar"]
             own = found.pop(row["ours"])
             verdict = "" if bar is None else f"{bar:g}" if round(own, 2) <= bar else f"{bar:g} **missed**"
