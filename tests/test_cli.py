@@ -75,6 +75,10 @@ def test_the_catalog_is_listed():
     rows = {row["name"]: row for row in json.loads(run("fetch", "--list", "--json"))}
     assert {"minilm", "movie-reviews", "alpaca"} <= set(rows)
     assert "licence" in run("fetch", "--list")
+    few = {row["name"]: row for row in json.loads(run("fetch", "--list", "spoken-*", "dig?ts", "--json"))}
+    assert set(few) == {"spoken-letters", "spoken-prompts", "digits"} and few["digits"]["size"] == 0
+    shown = run("fetch", "--list", "emoji")
+    assert "emoji" in shown and "npm" in shown and "MB" in shown and "clip-art" not in shown
 
 
 def test_what_ships_with_a_dependency_needs_no_fetching():
@@ -122,6 +126,7 @@ def test_compare_passes_everything_on(monkeypatch, tmp_path):
         (["sites", "minlm"], "did you mean minilm"),
         (["fetch"], "monochord: nothing to fetch"),
         (["fetch", "minlm"], "did you mean minilm"),
+        (["fetch", "--list", "minlm"], "did you mean minilm"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, line):

@@ -105,6 +105,10 @@ def test_countries_have_capitals():
     capital = dict(zip(facts["name"], facts["capital"], strict=True))
     assert len(capital) == len(set(facts["code"])) == 246
     assert (capital["France"], capital["Japan"], capital["Curaçao"]) == ("Paris", "Tokyo", "Willemstad")
+    known = data("countries")["known"]
+    assert len(known) == 61 and known["whole"].sum() == 51  # asked by tools/known_facts.py
+    assert {"France", "Japan", "Brazil"} <= set(known["name"]) <= set(facts["name"])
+    assert all(capital[name] == found for name, found in zip(known["name"], known["capital"], strict=True))
     france = facts[facts["name"].index("France")]
     assert (france["currencies"], france["code"]) == ("EUR", "FRA") and "ESP" in france["borders"].split()
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from monochord.data import DataError, data
+from monochord.data.sets import reasoning_gym
 from monochord.data.sets.spam import plain
 
 
@@ -85,3 +86,29 @@ def test_wordnet_relations():
     assert not train & test
     with pytest.raises(DataError, match="no relation 'part': use hypernym, instance, antonym"):
         data("wordnet", relation="part")
+
+
+@pytest.mark.parametrize("task", ["chain_sum", "mini_sudoku", "gsm_symbolic"])
+def test_reasoning_problems_are_generated_and_marked(task):
+    problems = data("reasoning-gym", task=task, n=20, seed=1)
+    assert [len(split) for split in problems.splits.values()] == [16, 2, 2]
+    assert len(set(every(problems, "question"))) == 20
+    assert every(problems, "question") == every(data("reasoning-gym", task=task, n=20, seed=1), "question")
+    row = problems["train"][3]
+    assert reasoning_gym.score(task, row["answer"], row) == 1
+    assert reasoning_gym.score(task, "no idea", row) < 0.5
+
+
+def test_unknown_reasoning_tasks_give_the_nearest_and_leave_no_modules():
+    import sys
+
+    with pytest.raises(DataError, match="no task 'chain_sums' here: did you mean chain_sum"):
+        data("reasoning-gym", task="chain_sums")
+    assert "reasoning_gym" not in sys.modules
+
+
+def test_sums_are_right():
+    sums = data("reasoning-gym", task="chain_sum", n=30)["train"]
+    for question, answer in zip(sums["question"], sums["answer"], strict=True):
+        numbers = question.partition(": ")[2].removesuffix(" =")
+        assert eval(numbers, {"__builtins__": {}}) == int(answer)

@@ -204,3 +204,10 @@ def test_e5_and_its_latents_are_those_of_the_package():
 def test_what_needs_no_processor_says_so(name):
     with pytest.raises(ValueError, match=f"{name} takes"):
         models.processor(name)
+
+
+@pytest.mark.material("gemma3-270m")
+def test_gemma_knows_the_capital_of_japan():
+    model, tokenizer = models.load("gemma3-270m", dtype="bf16"), models.processor("gemma3-270m")
+    prompt = tokenizer("The capital of Japan is", return_tensors="pt")
+    assert tokenizer.decode(model(**prompt).logits[0, -1].argmax()) == " Tokyo"

