@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from typing import Annotated, Any
@@ -71,7 +72,15 @@ def fetch(
             print_json(shown)
             return
         cells = [
-            (r["name"], r["kind"], size(r["size"]), "yes" if r["present"] else "", r["licence"], _source(r), r["title"])
+            (
+                r["name"],
+                r["kind"],
+                size(r["size"]),
+                "yes" if r["present"] else "",
+                _short(r["licence"]),
+                _source(r),
+                r["title"],
+            )
             for r in shown
         ]
         table(["name", "kind", "size", "here", "licence", "source", "what it is"], cells)
@@ -87,6 +96,11 @@ def fetch(
         print_json(places)
     else:
         table(["name", "place"], list(places.items()))
+
+
+def _short(licence: str) -> str:
+    """A licence without its explanations, which the card and `--json` tell."""
+    return re.split(r"[;,(]| as stated| for the", licence)[0].strip()
 
 
 def _source(row: dict[str, Any]) -> str:
