@@ -12,6 +12,7 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 from monochord.core.packages import Package
@@ -100,8 +101,8 @@ PACKAGES = tuple(
         ("sword-text-sparv", "2.60-1", "5c87f9b2bc97457e8a872f5bae7ea7ce59cb3de1dcee73e4d4740451863694cf", 2_722_332),
     )
 )
-COMMON = {"licence": "public domain", "package": PACKAGES, "convert": convert}
+_entry = partial(Source, licence="public domain", package=PACKAGES, convert=convert)
 ENTRIES = [
-    Source(name="bible", kind="causal-lm", title="the Bible in English (two) and Spanish", read=read, **COMMON),
-    Source(name="parallel-verses", kind="pairs", title="verses in two editions", read=read_pairs, **COMMON),
+    _entry(name="bible", kind="causal-lm", title="the Bible in English (two) and Spanish", read=read),
+    _entry(name="parallel-verses", kind="pairs", title="verses in two editions", read=read_pairs),
 ]
