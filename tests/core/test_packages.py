@@ -87,6 +87,30 @@ def test_source_archives_and_npm_packages_are_unpacked(serve):
         assert (ensure(package(content, kind, ("*/net/*",))) / f"{kind}/net/a.txt").read_text() == kind
 
 
+def test_a_source_archive_that_pip_verified_but_could_not_build_is_still_read(cache, serve):
+    """pip leaves what it unpacked when the archive's own set-up fails; of what it refused it leaves nothing."""
+
+    def failing(folder, said="error: subprocess-exited-with-error"):
+        unpacked = folder / "pip-download-x1/net_abc"
+        (unpacked / "net").mkdir(parents=True)
+        (unpacked / "PKG-INFO").write_text("Name: net")
+        (unpacked / "net/a.txt").write_text("data")
+        return 1, said
+
+    serve(failing)
+    old = package(kind="pypi-source", members=("*/net/*",))
+    folder = ensure(old)
+    assert (folder / "net-1.0/net/a.txt").read_text() == "data" and left(cache) == [".manifest.json", "a.txt"]
+    shutil.rmtree(cache)
+    refused = "subprocess-exited-with-error DO NOT MATCH THE HASHES Got " + "0" * 64
+    serve(lambda folder: (1, refused))
+    with pytest.raises(AlteredError, match="refused, its sha256 is 0000"):
+        ensure(old)
+    serve(lambda folder: failing(folder, "ERROR: no space left"))
+    with pytest.raises(FetchError, match="no space left"):
+        ensure(old)
+
+
 def test_debian_packages_are_unpacked(tmp_path, serve):
     tree = tmp_path / "tree"
     (tree / "DEBIAN").mkdir(parents=True)
@@ -270,5 +294,6 @@ def test_a_wheel_for_one_system_is_asked_for_by_its_tag(tmp_path):
     command = " ".join(packages._pip(built, tmp_path))
     assert "--abi cp311 --platform manylinux2014_x86_64 --implementation cp --python-version 311" in command
     anyones = " ".join(packages._pip(dataclasses.replace(built, tag="py3-none-manylinux2014_x86_64"), tmp_path))
+    assert "--ignore-requires-python" in command  # nothing is installed or run
     assert "--abi none --platform manylinux2014_x86_64" in anyones and "--python-version" not in anyones
     assert "--abi" not in " ".join(packages._pip(dataclasses.replace(built, tag=""), tmp_path))

@@ -79,8 +79,7 @@ def ensure(package: Package, *, progress: bool = False) -> Path:
         downloads.mkdir()
         with _progress_bar(package, downloads, progress) as tick:
             artifact = _download(package, downloads, tick)
-        found = sha256(artifact)
-        if found != package.sha256:
+        if artifact.is_file() and (found := sha256(artifact)) != package.sha256:
             raise AlteredError(_altered(package, found))
         _unpack(package, artifact, folder)
         shutil.rmtree(downloads)
@@ -97,7 +96,7 @@ def is_present(package: Package) -> bool:
 
 
 def _download(package: Package, folder: Path, tick: Tick) -> Path:
-    """Let the registry's client put the artifact into `folder`; the file it made."""
+    """Let the registry's client put the artifact into `folder`; the file it made, or the folder it unpacked."""
     command = {"pypi": _pip, "pypi-source": _pip, "debian": _apt, "npm": _npm}[package.kind](package, folder)
     before = set(folder.iterdir())
     try:
@@ -106,6 +105,8 @@ def _download(package: Package, folder: Path, tick: Tick) -> Path:
         hint = _MISSING_CLIENT[package.kind]
         raise FetchError(f"{package}: {command[0]} is not installed here; {hint}") from None
     made = [file for file in folder.iterdir() if file not in before and file.is_file()]
+    if code != 0 and package.kind == "pypi-source" and (unpacked := _left_by_pip(folder, output)):
+        return unpacked
     if code != 0 or len(made) != 1:
         raise _failure(package, output)
     return made[0]
@@ -116,19 +117,32 @@ def _pip(package: Package, folder: Path) -> list[str]:
     wanted = folder / "requirements.txt"
     wanted.write_text(f"{package.name}=={package.version} --hash=sha256:{package.sha256}\n", encoding="utf8")
     form = "--no-binary" if package.kind == "pypi-source" else "--only-binary"
+    kept = ["--no-clean"] if package.kind == "pypi-source" else []
     options = [
         "--no-deps",
         "--no-cache-dir",
         "--disable-pip-version-check",
         "--progress-bar=off",
+        "--ignore-requires-python",  # what is only read runs on any
     ]
     if package.tag:
         python, abi, platform = package.tag.split("-")
         options += ["--abi", abi, "--platform", platform]
         if abi != "none":
             options += ["--implementation", python[:2], "--python-version", python[2:]]
-    command = [sys.executable, "-m", "pip", "download", *options, "--require-hashes"]
+    command = [sys.executable, "-m", "pip", "download", *options, *kept, "--require-hashes"]
     return [*command, form, package.name, "--dest", str(folder), "--requirement", str(wanted)]
+
+
+def _left_by_pip(folder: Path, output: str) -> Path | None:
+    """The source that pip verified and unpacked before it failed to ask it for its metadata.
+
+    Old archives whose set-up needs what is no longer there still have their data. pip compares the hash of the archive
+    before it unpacks it.
+    """
+    if not re.search(r"subprocess-exited-with-error|metadata-generation-failed", output):
+        return None
+    return next((file.parent for file in sorted(folder.glob("pip-*/*/PKG-INFO"))), None)
 
 
 def _apt(package: Package, folder: Path) -> list[str]:
@@ -223,6 +237,12 @@ def _unpack(package: Package, artifact: Path, folder: Path) -> None:
 
 def _members(package: Package, artifact: Path) -> Iterator[tuple[str, IO[bytes]]]:
     """Name and content of every plain file of an archive; links and devices are left out."""
+    if artifact.is_dir():
+        for file in sorted(artifact.rglob("*")):
+            if file.is_file() and not file.is_symlink():
+                with open(file, "rb") as stream:
+                    yield f"{package.name}-{package.version}/{file.relative_to(artifact).as_posix()}", stream
+        return
     if package.kind == "pypi":
         with zipfile.ZipFile(artifact) as archive:
             for info in archive.infolist():

@@ -331,5 +331,5 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch, nwb):
     import sys
 
     monkeypatch.setitem(sys.modules, "h5py", None)
-    with pytest.raises(DataError, match=r"needs h5py: pip install 'monochord\[data\]'"):
+    with pytest.raises(DataError, match=r"this needs h5py: pip install 'monochord\[data\]'"):
         data(nwb)

@@ -19,12 +19,22 @@ def need(library: str, extra: str, what: object) -> Any:
     """An optional library, or a `DataError` that says how to install it."""
     try:
         return importlib.import_module(library)
-    except ImportError:
-        raise DataError(f"{what}: reading it needs {library}: pip install 'monochord[{extra}]'") from None
+    except ImportError as error:
+        top = library.split(".")[0]
+        lacking = top if error.name in (None, library, top) else f"{top} (which lacks {error.name})"
+        raise DataError(f"{what}: this needs {lacking}: pip install 'monochord[{extra}]'") from None
 
 
 def read_table(file: Path) -> dict[str, list[str]]:
-    """A `.tsv` or `.csv` file with a header as columns of text."""
+    """A `.tsv` or `.csv` file with a header as columns of text; every column needs a name of its own."""
+    header, rows = read_lines(file)
+    if twice := {name for name in header if header.count(name) > 1}:
+        raise DataError(f"{file}: two columns are called {min(twice)!r}")
+    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+
+
+def read_lines(file: Path) -> tuple[list[str], list[list[str]]]:
+    """The header and the rows of a `.tsv` or `.csv` file, all of one length."""
     try:
         with open(file, encoding="utf-8-sig", newline="") as stream:
             header, *rows = csv.reader(stream, delimiter=",\t"[file.suffix == ".tsv"])
@@ -33,7 +43,7 @@ def read_table(file: Path) -> dict[str, list[str]]:
     for number, row in enumerate(rows, start=2):
         if len(row) != len(header):
             raise DataError(f"{file}: line {number} has {len(row)} fields, the header {len(header)}")
-    return {name: [row[place] for row in rows] for place, name in enumerate(header)}
+    return header, rows
 
 
 def numbers(file: Path, column: str, values: Iterable[str]) -> np.ndarray:

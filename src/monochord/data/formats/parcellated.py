@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from monochord.data.dataset import DataError, Dataset
-from monochord.data.formats._files import numbers, read_json, read_table
+from monochord.data.formats._files import numbers, read_json, read_lines, read_table
 from monochord.data.formats.bids import read_events, shown
 from monochord.data.neural import NeuralData, joined
 
@@ -68,9 +68,10 @@ def load_parcellated(path: Path | str, subject: str = "", *, tr: float | None = 
 def read_series(file: Path) -> tuple[list[str], np.ndarray]:
     """Names of the regions ("" for arrays) and values (scans, regions) of one file."""
     if file.suffix in (".tsv", ".csv"):
-        table = read_table(file)
-        kept = [name for name in table if name.strip()]
-        return kept, np.stack([numbers(file, name, table[name]) for name in kept], axis=1)
+        header, rows = read_lines(file)  # regions may share a name
+        kept = [place for place, name in enumerate(header) if name.strip()]
+        columns = [numbers(file, header[place], [row[place] for row in rows]) for place in kept]
+        return [header[place] for place in kept], np.stack(columns, axis=1)
     values = _array(file)
     if values.ndim != 2:
         raise DataError(f"{file}: {values.ndim} dimensions, (scans, regions) expected")

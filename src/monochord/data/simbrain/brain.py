@@ -21,7 +21,7 @@ import numpy as np
 
 from monochord.data.dataset import DataError
 from monochord.data.neural import NeuralData, noise_ceiling
-from monochord.data.simbrain.features import Encode, Features
+from monochord.data.simbrain.features import Encode, Features, features_of
 from monochord.data.simbrain.responses import Banks, Tuning, attended, responses, tuning
 from monochord.data.simbrain.scenes import CATEGORIES, Stimuli, scenes
 from monochord.data.simbrain.sheet import CELLS, Sheet
@@ -122,7 +122,7 @@ class SimBrain:
         self.given, self.seed, self.subjects, self.voxels = stimuli, seed, subjects, tuple(voxels)
         self.snr, self.share, self.controls = snr, share, frozenset(controls)
         self.shared, self.unique, self.repetitions = shared, unique, repetitions
-        self.features = Features(seed, encode)
+        self.features = features_of(seed, encode)
         self._subjects: dict[int, Subject] = {}
         self._parts: dict[int, Stimuli] = {}
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -121,6 +121,12 @@ class Features:
         key = f"simbrain/patches-{self.seed}-1"
         with np.load(cached(key, lambda folder: _train(self.seed, folder)) / "weights.npz") as file:
             return dict(file)
+
+
+@cache
+def features_of(seed: int, encode: Encode | None) -> Features:
+    """The banks of a seed; what they have learnt is kept for the next simulator of that seed."""
+    return Features(seed, encode)
 
 
 def _minilm(captions: Sequence[str]) -> np.ndarray:
