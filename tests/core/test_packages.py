@@ -295,5 +295,6 @@ def test_a_wheel_for_one_system_is_asked_for_by_its_tag(tmp_path):
     assert "--abi cp311 --platform manylinux2014_x86_64 --implementation cp --python-version 311" in command
     anyones = " ".join(packages._pip(dataclasses.replace(built, tag="py3-none-manylinux2014_x86_64"), tmp_path))
     assert "--ignore-requires-python" in command  # nothing is installed or run
+    assert "--ignore-requires-python" in command  # nothing is installed or run
     assert "--abi none --platform manylinux2014_x86_64" in anyones and "--python-version" not in anyones
     assert "--abi" not in " ".join(packages._pip(dataclasses.replace(built, tag=""), tmp_path))

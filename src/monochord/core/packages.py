@@ -124,6 +124,7 @@ def _pip(package: Package, folder: Path) -> list[str]:
         "--disable-pip-version-check",
         "--progress-bar=off",
         "--ignore-requires-python",  # what is only read runs on any
+        "--ignore-requires-python",  # what is only read runs on any
     ]
     if package.tag:
         python, abi, platform = package.tag.split("-")
