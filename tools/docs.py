@@ -1,4 +1,4 @@
-"""Write what is generated of the documentation: the README's table of methods, the pages of start and of methods.
+"""Write what is generated of the documentation: the README's tables, the pages of start, methods and papers.
 
 python tools/docs.py            write them
 python tools/docs.py --check    fail if they are out of date
@@ -17,9 +17,11 @@ import torch
 from torch import nn
 
 from monochord.core.registry import build, catalog
+from monochord.lab import repertoire
+from monochord.lab.sheet import figure
 
 ROOT = Path(__file__).parent.parent
-MARKS = re.compile(r"(<!-- methods -->\n).*?(<!-- /methods -->)", re.S)
+MARKS = {name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S) for name in ("methods", "papers")}
 
 
 def main() -> int:
@@ -27,11 +29,13 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     check = parser.parse_args().check
     readme = ROOT / "README.md"
-    front = MARKS.sub(lambda m: m[1] + table() + m[2], readme.read_text(encoding="utf8"))
+    front = MARKS["methods"].sub(lambda m: m[1] + table() + m[2], readme.read_text(encoding="utf8"))
+    front = MARKS["papers"].sub(lambda m: m[1] + measured() + m[2], front)
     wanted = {
         readme: front,
         ROOT / "docs/index.md": front.replace("](docs/", "]("),
         ROOT / "docs/methods.md": page(),
+        ROOT / "docs/papers.md": papers(),
     }
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]
     if check:
@@ -48,6 +52,41 @@ def table() -> str:
     rows = ["| method | what it does | paper |", "|---|---|---|"]
     rows += [f"| `{m.name}` | {m.summary} | {m.paper} |" for m in catalog()]
     return "\n".join(rows) + "\n"
+
+
+def measured() -> str:
+    """The papers whose experiment was run, with how many claims hold."""
+    rows = ["| paper | family | verdict | claims that hold |", "|---|---|---|---|"]
+    for entry in repertoire.repertoire():
+        if entry.result is not None:
+            claims = [claim["holds"] for claim in entry.result["claims"]]
+            held = f"{sum(claims)} of {len(claims)}"
+            rows.append(f"| {entry.title} (`{entry.slug}`) | {entry.family} | {entry.verdict} | {held} |")
+    return "\n".join(rows) + "\n"
+
+
+def papers() -> str:
+    """The page of the repertoire: every paper, and for those measured every claim with its figures and drawings."""
+    entries = repertoire.repertoire()
+    done = [entry for entry in entries if entry.result is not None]
+    lines = ["# Papers", "", "Written by `tools/docs.py` from `results/`. `monochord show SLUG` prints one,"]
+    lines += ["`monochord reproduce SLUG` runs it again.", "", f"{len(done)} of {len(entries)} were measured here.", ""]
+    for entry in done:
+        lines += [
+            f"## {entry.title}",
+            "",
+            f"`{entry.slug}`, {entry.family}, {entry.date}: **{entry.verdict}**. {entry.claim}.",
+            "",
+        ]
+        for claim in entry.result["claims"]:
+            figures = "; ".join(figure(look) for look in claim["measured"])
+            lines.append(f"- **{'holds' if claim['holds'] else 'fails'}**: {claim['text']} ({figures})")
+        for drawn in entry.result["figures"]:
+            lines += ["", f"![{drawn['title']}](figures/{drawn['file']})"]
+        lines.append("")
+    lines += ["## All", "", "| paper | family | verdict | claim |", "|---|---|---|---|"]
+    lines += [f"| {e.title} (`{e.slug}`) | {e.family} | {e.verdict} | {e.claim.replace('|', '/')} |" for e in entries]
+    return "\n".join(lines) + "\n"
 
 
 def page() -> str:
