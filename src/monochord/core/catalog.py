@@ -1,7 +1,7 @@
 """Catalogs of models and data: one small record an entry, found by module, never listed by hand.
 
-A catalog is a package of modules; each module has `ENTRIES`, a list of records with its loader functions
-beside them. Listing a catalog fetches nothing and imports no torch.
+A catalog is a package of modules; a module with `ENTRIES`, a list of records, has its loader functions beside
+them, one without serves the others. Listing a catalog fetches nothing and imports no torch.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def discover(package: str) -> Mapping[str, Entry]:
     entries: dict[str, Entry] = {}
     home = importlib.import_module(package)
     for module in sorted(info.name for info in pkgutil.iter_modules(home.__path__)):
-        for entry in importlib.import_module(f"{package}.{module}").ENTRIES:
+        for entry in getattr(importlib.import_module(f"{package}.{module}"), "ENTRIES", ()):
             if entry.name in entries:
                 raise CatalogError(f"{package}.{module}: the name {entry.name!r} is taken")
             entries[entry.name] = entry

@@ -48,8 +48,8 @@ class Source(Entry):
 
 
 def entries() -> Mapping[str, Source]:
-    """All data sets of the catalog by name."""
-    return discover("monochord.data.sets")  # type: ignore[return-value]
+    """All data sets of the catalog and all synthetic tasks, by name."""
+    return {**discover("monochord.data.sets"), **discover("monochord.data.tasks")}  # type: ignore[dict-item]
 
 
 def catalog() -> list[dict[str, Any]]:
