@@ -7,6 +7,7 @@ from typing import Any
 
 from monochord.core.catalog import unknown
 from monochord.data.adopt import FILES, adopt
+from monochord.data.audio import Clips as Clips
 from monochord.data.catalog import Source as Source
 from monochord.data.catalog import catalog as catalog
 from monochord.data.catalog import entries as entries
