@@ -86,7 +86,8 @@ class LocalPCA:
         middle = squared - squared.mean(-1, keepdim=True) - squared.mean(-2, keepdim=True)
         gram = -(middle + squared.mean((-1, -2), keepdim=True)) / 2
         values = torch.linalg.eigvalsh(gram)
-        return (values > self.threshold * values[..., -1:]).sum(-1).to(squared.dtype)
+        count: Tensor = (values > self.threshold * values[..., -1:]).sum(-1)
+        return count.to(squared.dtype)
 
 
 @dataclass(frozen=True)
