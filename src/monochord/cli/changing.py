@@ -145,6 +145,8 @@ def diff(
         return
     table(list(comparing.COLUMNS), comparing.table_rows(found))
     typer.echo(f"\n{found['changed']} of {found['parameters']} tensors changed, by {found['norm']:.2%} of the weights")
+    if found["contribution"] is not None:
+        typer.echo(f"tuning's share in what blocks add at the prompts' last tokens: {found['contribution']:.1%}")
 
 
 @app.command(

@@ -1,4 +1,4 @@
-"""What fine-tuning changed: the weights by block, and what blocks put out on prompts."""
+"""What fine-tuning changed: the weights by block, what blocks put out on prompts, and the tuning's share in it."""
 
 from __future__ import annotations
 
@@ -39,6 +39,7 @@ def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[st
             attached = Tuned.load(model, tuned)
         batch = _batch(base, prompts)
         likeness = activation_likeness(model, attached.disabled(), batch) if batch else {}
+        share = _contribution(attached, None, batch)
         delta: Mapping[str, Any] = attached.delta()
         attached.detach()
     else:
@@ -46,6 +47,7 @@ def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[st
         delta = Delta.between(model, other)
         batch = _batch(base, prompts)
         likeness = _between(model, other, batch) if batch else {}
+        share = _contribution(other, model, batch)
     blocks = weight_changes(delta, model, block_names(model))
     for block in blocks:
         block["cka"] = likeness.get(block["block"])
@@ -58,8 +60,21 @@ def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[st
         "changed": len(changed),
         "parameters": len(parameters),
         "norm": norm / whole,
+        "contribution": share,
         "most": sorted(changed, key=lambda name: -_relative(delta, parameters, name))[:5],
     }
+
+
+def _contribution(tuned: Any, base: Any, batch: dict[str, Any]) -> float | None:
+    """The tuning's mean share in what blocks add at the prompts' last tokens; None for what is no language model."""
+    from monochord.core.prompt import causal
+    from monochord.models import Classifier
+    from monochord.steer.tuco import tuco
+
+    model = getattr(tuned, "model", tuned) if base is None else tuned
+    if not batch or isinstance(model, Classifier) or not causal(model):
+        return None
+    return float(tuco(tuned, base, batch).tuco.mean())
 
 
 def _relative(delta: Mapping[str, Any], parameters: Mapping[str, Any], name: str) -> float:
@@ -115,6 +130,8 @@ def page(found: dict[str, Any], title: str) -> str:
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table_rows(found)
     )
+    part = found["contribution"]
+    share = "" if part is None else f"Tuning's share in what blocks add at the prompts' last tokens: {part:.1%}."
     head = "".join(f"<th>{name}</th>" for name in COLUMNS)
     return f"""<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width">
 <title>{html.escape(title)}</title><style>
@@ -125,7 +142,7 @@ padding:1rem}} .scroll{{overflow-x:auto}} td,th{{padding:.2rem .8rem;text-align:
 td:first-child,th:first-child{{text-align:left}} svg{{width:100%}}
 .row{{display:grid;grid-template-columns:repeat(auto-fit,minmax(18rem,1fr));gap:1rem}}
 </style><h1>{html.escape(title)}</h1><p>{found["changed"]} of {found["parameters"]} tensors changed; the change is
-{found["norm"]:.2%} of the weights. Most: {html.escape(", ".join(found["most"]) or "none")}.</p>
+{found["norm"]:.2%} of the weights. Most: {html.escape(", ".join(found["most"]) or "none")}. {share}</p>
 <div class=row>{"".join(panels)}</div><div class=scroll><table><tr>{head}</tr>{rows}</table></div></html>
 """
 
