@@ -125,7 +125,7 @@ def page(found: dict[str, Any], title: str) -> str:
         with single() as (figure, axes):
             axes.plot([value if value is not None else float("nan") for value in values], marker="o", ms=3)
             axes.set(xlabel="block", title=words)
-            axes.xaxis.get_major_locator().set_params(integer=True)
+            axes.locator_params(axis="x", integer=True)
             panels.append(svg(figure, key))
     rows = "".join(
         "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in table_rows(found)

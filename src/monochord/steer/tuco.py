@@ -61,7 +61,8 @@ def tuco(tuned: nn.Module | Tuned, base: nn.Module | None, batch: Mapping[str, A
 def scaled_tuning(tuned: nn.Module | Tuned, base: nn.Module | None, alpha: float) -> Iterator[None]:
     """The model with `alpha` times the tuning's part at every block and token.
 
-    At 1 it is the tuned model, at 0 it has the base's blocks. Embedding and head stay those of the tuned model. Works under `generate` with a cache.
+    At 1 it is the tuned model, at 0 it has the base's blocks; embedding and head stay those of the tuned model. Works
+    under `generate` with a cache.
     """
     with _paired(tuned, base, alpha, keep=False):
         yield

@@ -119,6 +119,6 @@ def _norms(plain: list[float], changed: list[float]) -> str:
         axes.plot(plain, marker="o", ms=3, label="as it is")
         axes.plot(changed, marker="s", ms=3, label="changed")
         axes.set(xlabel="block", ylabel="norm of the last token's activation")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.locator_params(axis="x", integer=True)
         axes.legend(frameon=False)
         return svg(figure, "norms")
