@@ -71,7 +71,7 @@ def read(folder: Path, *, seed: int = 0) -> Read:
     notes = (
         f"{len(rows) - len(filled)} mails without text (pictures, attachments) are left out",
         f"{repeated} mails begin like another one",
-        "239 mails, mostly wanted ones, contain the collectors' address (spamassassin.taint.org), which a model may use",
+        "239 mails, mostly wanted ones, hold the collectors' address (spamassassin.taint.org), which a model may use",
         "many wanted mails are of a few mailing lists of programmers, which makes the task easy",
     )
     return {name: whole.take(part) for name, part in by_group(groups, seed).items()}, notes

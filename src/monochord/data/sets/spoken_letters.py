@@ -15,7 +15,7 @@ from monochord.data.splitting import by_class
 
 HOME = "usr/share/klettres"
 KINDS = {"alpha": ("letter", 588), "syllab": ("syllable", 1_248)}
-LANGUAGES = tuple("ar cs da de en en_GB es fr he hu it lt ml nb nds nl pt_BR ru tn uk".split())  # noqa: SIM905
+LANGUAGES = tuple("ar cs da de en en_GB es fr he hu it lt ml nb nds nl pt_BR ru tn uk".split())
 
 
 def convert(package: Path, folder: Path) -> None:
