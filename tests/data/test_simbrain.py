@@ -404,6 +404,17 @@ def test_features_are_the_simulators_own(brain):
     assert np.allclose(np.linalg.norm(mine.queries, axis=1), 1)
 
 
+@pytest.mark.material("minilm")
+def test_captions_are_read_by_a_real_sentence_encoder():
+    from monochord.data.simbrain.features import _minilm
+
+    near, same, far = "a small bag in front of trees", "a little handbag before a forest", "a large dress below a shirt"
+    vectors = _minilm([near, same, far])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    assert vectors.shape == (3, 384)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
 def test_neural_data_survives_the_way_through_a_dataset(subject):
     data = subject.data.take(np.arange(50))
     again = NeuralData.of(data.dataset("mine"), data.subject)

