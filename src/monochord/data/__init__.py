@@ -31,7 +31,7 @@ def data(given: Any, *, limit: dict[str, int] | None = None, progress: bool = Tr
         dataset = given
     elif isinstance(given, str) and given in entries():
         dataset = entries()[given].open(progress=progress, **options)
-    elif isinstance(given, str | Path) and Path(given).exists() and Path(given).suffix not in FILES:
+    elif isinstance(given, str | Path) and Path(given).suffix not in FILES and _is_path(given):
         from monochord.data import formats
 
         dataset = formats.load(given, **options)
@@ -40,6 +40,12 @@ def data(given: Any, *, limit: dict[str, int] | None = None, progress: bool = Tr
     else:
         dataset = adopt(given, **options)
     return dataset.limit(**limit) if limit else dataset
+
+
+def _is_path(given: str | Path) -> bool:
+    """Whether this is a place on disk, there or not, rather than a name of the catalog."""
+    path = Path(given)
+    return path.exists() or (not path.suffix and (isinstance(given, Path) or len(path.parts) > 1))
 
 
 class _Callable(ModuleType):

@@ -324,7 +324,7 @@ def test_what_is_no_layout_is_said(tmp_path):
     with pytest.raises(DataError, match=r"none of the known layouts .algonauts"):
         data(tmp_path)
     with pytest.raises(DataError, match="no such file or folder"):
-        formats.load(tmp_path / "nowhere")
+        data(str(tmp_path / "nowhere"))
 
 
 def test_a_missing_library_is_named_with_its_extra(monkeypatch, nwb):

@@ -67,13 +67,13 @@ def read_movielens(folder: Path) -> Read:
 
     `label` is 1 where a film got four stars or more; `genres` (18,) of 0 and 1. Users and films count from 0.
     """
-    data, users, items = ({**np.load(folder / f"{name}.npz")} for name in ("data", "users", "items"))
+    data, users, items = (_arrays(folder / f"{name}.npz") for name in ("data", "users", "items"))
     check(len(data["rating"]), RATINGS, "ratings")
     check(len(users["age"]), USERS, "users")
     check(len(items["movie_title"]), FILMS, "films")
     user, film = data["user_id"].astype(np.int64) - 1, data["movie_id"].astype(np.int64) - 1
     genres = np.stack([items[name].astype(np.uint8) for name in GENRES], axis=1)
-    columns = {"user": user, "film": film, "rating": data["rating"].astype(np.int64)}
+    columns: dict[str, np.ndarray] = {"user": user, "film": film, "rating": data["rating"].astype(np.int64)}
     columns |= {"label": (columns["rating"] >= LIKED).astype(np.int64), "time": data["timestamp"].astype(np.int64)}
     columns |= {name: users[name][user] for name in ("age", "gender", "occupation", "zip_code")}
     columns |= {"title": items["movie_title"][film], "genres": genres[film]}
@@ -84,6 +84,11 @@ def read_movielens(folder: Path) -> Read:
         f"liked: {LIKED} stars or more; research use, see the terms of GroupLens",
     )
     return {name: whole.take(rows) for name, rows in zip(("train", "validation", "test"), parts, strict=True)}, notes
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file) as opened:
+        return dict(opened)
 
 
 def _table(file: Path) -> dict[str, list[Any]]:
