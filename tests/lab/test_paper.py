@@ -58,6 +58,7 @@ def experiment(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(reproducing, "module_of", lambda slug: "made_up_experiment")
     monkeypatch.setattr(reproducing, "source_hash", lambda module, uses: "abc")
+    monkeypatch.setattr(reproducing, "file_hashes", lambda module, uses: {"x": "1"})
     yield tmp_path
     sys.modules.pop("made_up_experiment", None)
 
@@ -176,3 +177,19 @@ def test_the_source_hash_minds_code_and_not_comments(tmp_path, monkeypatch):
     assert repertoire.source_hash("monochord.adapt.a") == first
     (tmp_path / "adapt/b.py").write_text("def f():\n    return 2\n")
     assert repertoire.source_hash("monochord.adapt.a") != first
+
+
+def test_a_result_is_stale_when_code_changed_and_not_when_words_did(tmp_path, monkeypatch):
+    (tmp_path / "papers").mkdir()
+    file = tmp_path / "papers/flora.py"
+    file.write_text("paper = Paper('flora')\n")
+    monkeypatch.setattr(repertoire, "_path", lambda m: file if m == "monochord.papers.flora" else None)
+    monkeypatch.setattr(repertoire, "results_folder", lambda: tmp_path)
+    module = "monochord.papers.flora"
+    made = {"source": repertoire.source_hash(module), "files": repertoire.file_hashes(module), "verdict": "works"}
+    (tmp_path / "flora.json").write_text(json.dumps({**made, "summary": ""}))
+    assert repertoire.entry("flora").verdict == "works"
+    file.write_text("paper = Paper('flora')  # as before\n")
+    assert repertoire.entry("flora").verdict == "works"
+    file.write_text("paper = Paper('flora', timeout=3)\n")
+    assert repertoire.entry("flora").verdict == "stale"

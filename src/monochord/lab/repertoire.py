@@ -106,6 +106,11 @@ def source_hash(module: str, uses: Iterable[str] = ()) -> str:
     return digest.hexdigest()[:16]
 
 
+def file_hashes(module: str, uses: Iterable[str] = ()) -> dict[str, str]:
+    """A hash of every file that `source_hash` minds, by module: as they are, quick to compare."""
+    return {name: _bytes_hash(name) for name in sorted(_reached({module, *uses}))}
+
+
 def _entry(record: dict[str, Any]) -> Entry:
     slug = record["slug"]
     file = results_folder() / f"{slug}.json"
@@ -122,6 +127,9 @@ def _is_fresh(slug: str, result: dict[str, Any]) -> bool:
     module = f"{PACKAGE}.{slug.replace('-', '_')}"
     if _path(module) is None:
         return False
+    files = result.get("files", {})
+    if files and all(_bytes_hash(name) == digest for name, digest in files.items()):
+        return True  # nothing was touched; otherwise the change may be one of comments alone
     return bool(source_hash(module, _declared(module)) == result["source"])
 
 
@@ -169,6 +177,11 @@ def _declared(module: str) -> list[str]:
                 if keyword.arg == "uses":
                     return list(ast.literal_eval(keyword.value))
     return []
+
+
+def _bytes_hash(module: str) -> str:
+    path = _path(module)
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None else ""
 
 
 def _code(module: str) -> str:

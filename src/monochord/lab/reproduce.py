@@ -19,7 +19,7 @@ from monochord.lab.evidence import Evidence, Looked
 from monochord.lab.paper import SCALES, Paper, PaperError
 from monochord.lab.progress import Progress, last_line
 from monochord.lab.records import DONE, Record
-from monochord.lab.repertoire import module_of, results_folder, source_hash
+from monochord.lab.repertoire import file_hashes, module_of, results_folder, source_hash
 from monochord.lab.report import versions
 from monochord.lab.statistics import Interval
 from monochord.lab.store import Store
@@ -77,6 +77,7 @@ def reproduce(
         else:
             failures.append({"arm": arm, "seed": seed, "reason": last_line(record.error)})
     result = _summary(paper, found, failures) | {"scale": scale, "seeds": list(chosen), "source": code}
+    result["files"] = file_hashes(module, paper.uses)
     folder = Path(out) if out is not None else results_folder() if scale == "full" else Path("runs/papers")
     evidence = Evidence({name: values for name, values in found.items() if values}, paper.chance)
     result["figures"] = _draw(paper, evidence, folder)
