@@ -155,12 +155,24 @@ def test_there_are_103_papers_and_none_without_a_claim():
         repertoire.repertoire(family="adapter")
 
 
-def test_search_finds_by_words():
-    found = [
-        entry.slug for entry in repertoire.search("zeroth-order fine-tuning forward passes", repertoire.repertoire())
-    ]
-    assert found[0] == "mezo"
-    assert repertoire.search("zzzz", repertoire.repertoire()) == []
+def slugs(query):
+    return [entry.slug for entry in repertoire.search(query, repertoire.repertoire())]
+
+
+def test_search_finds_by_words(monkeypatch):
+    monkeypatch.setattr(repertoire, "_closeness", lambda query, entries: {})
+    assert slugs("zeroth-order fine-tuning forward passes")[0] == "mezo"
+    assert slugs("zzzz") == []
+
+
+def test_search_finds_by_meaning(monkeypatch):
+    from monochord import models
+
+    models.fetch("wordllama", progress=False)
+    monkeypatch.setattr(repertoire, "_shared_words", lambda query, entries: {})
+    assert "mindeye" in slugs("turning brain scans into pictures")[:3]
+    assert "power-law-rehearsal" in slugs("remember old tasks while learning new ones")[:3]
+    assert slugs("neurons in the retina adapt to contrast")[0] == "gain-control"
 
 
 def test_the_source_hash_minds_code_and_not_comments(tmp_path, monkeypatch):

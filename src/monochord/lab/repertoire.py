@@ -59,19 +59,47 @@ def entry(slug: str) -> Entry:
     return _entry(records[slug])
 
 
-def search(words: str, entries: Iterable[Entry]) -> list[Entry]:
-    """Papers that share words with the query, best first; a rare word counts more than a common one."""
+def search(query: str, entries: Iterable[Entry]) -> list[Entry]:
+    """Papers that share words with the query or are close to it in meaning, best first.
+
+    A rare word counts more than a common one. Meaning is told by static word vectors where they are in the cache
+    (`monochord fetch wordllama`), and by the papers' own, which ship.
+    """
+    entries = list(entries)
+    shared, near = _shared_words(query, entries), _closeness(query, entries)
+    most = max(shared.values(), default=1.0)
+    score = {i: shared.get(i, 0.0) / most + near.get(i, 0.0) for i in shared.keys() | near.keys()}
+    return [entries[i] for i in sorted(score, key=lambda i: -score[i])]
+
+
+def _shared_words(query: str, entries: list[Entry]) -> dict[int, float]:
     import math
 
-    entries = list(entries)
     documents = [_tokens(f"{e.slug} {e.family} {e.title} {e.title} {e.claim} {e.abstract}") for e in entries]
-    scores = []
-    for word in set(_tokens(words)):
+    total: dict[int, float] = {}
+    for word in set(_tokens(query)):
         having = [i for i, document in enumerate(documents) if word in document]
         weight = math.log(1 + len(entries) / (1 + len(having)))
-        scores += [(i, weight * (1 + math.log(documents[i].count(word)))) for i in having]
-    total = {i: sum(s for j, s in scores if j == i) for i, _ in scores}
-    return [entries[i] for i in sorted(total, key=lambda i: -total[i])]
+        for i in having:
+            total[i] = total.get(i, 0.0) + weight * (1 + math.log(documents[i].count(word)))
+    return total
+
+
+def _closeness(query: str, entries: list[Entry]) -> dict[int, float]:
+    """Cosine of query and papers, those above what unrelated texts have; nothing without the word vectors."""
+    from monochord.models.zoo import wordllama
+
+    if not wordllama.ENTRIES[0].present:
+        return {}
+    import numpy as np
+
+    with np.load(Path(__file__).parent.parent / "papers/embeddings.npz") as stored:
+        place = {str(slug): i for i, slug in enumerate(stored["slugs"])}
+        vectors = stored["vectors"].astype(np.float32)
+    cosine = vectors @ wordllama.embed([query])[0]
+    limit = float(cosine.mean() + cosine.std())
+    found = {i: float(cosine[place[e.slug]]) for i, e in enumerate(entries) if e.slug in place}
+    return {i: value for i, value in found.items() if value > max(limit, 0.1)}
 
 
 def module_of(slug: str) -> str:
