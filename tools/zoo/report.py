@@ -17,8 +17,7 @@ from mixture import LENGTH, stream
 from pretrain import Net
 from safetensors.torch import load_file
 
-import monochord as mc
-from monochord.models.shipped import SHIPPED, read_weights, save_shipped
+from monochord.models.shipped import SHIPPED, load_shipped, read_weights, save_shipped
 
 REPORTS = Path(__file__).parent / "reports"
 PROMPTS = (
@@ -54,7 +53,7 @@ def ship_and_measure(net: Net, *, all_checkpoints: bool = False) -> None:
     REPORTS.mkdir(exist_ok=True)
     shutil.copy(net.folder / "log.jsonl", REPORTS / f"{net.name}-log.jsonl")
     log = [json.loads(line) for line in (net.folder / "log.jsonl").read_text(encoding="utf8").splitlines()]
-    final = mc.load(net.name)
+    final = _load(net.name)
     report: dict[str, Any] = {
         "name": net.name,
         "parameters": sum(value.numel() for value in final.parameters()),
@@ -72,9 +71,9 @@ def ship_and_measure(net: Net, *, all_checkpoints: bool = False) -> None:
     }
     if len(kept) > 1:
         report["held_out_by_step"] = {
-            step: _nats(skills.losses(skills.of_model(mc.load(net.name, checkpoint=i)))) for i, step in enumerate(steps)
+            step: _nats(skills.losses(skills.of_model(_load(net.name, i)))) for i, step in enumerate(steps)
         }
-        report["held_out_by_step"] |= {0: _nats(skills.losses(skills.of_model(mc.load(net.name, checkpoint="init"))))}
+        report["held_out_by_step"] |= {0: _nats(skills.losses(skills.of_model(_load(net.name, "init"))))}
     if hasattr(final.config, "num_local_experts"):
         report["experts"] = _experts(final)
     _write(net.name, report)
@@ -93,6 +92,10 @@ def baselines() -> None:
             "kneser-ney-4": skills.losses(lambda documents: [made.log_probability(ids) for ids in documents]),
         },
     )
+
+
+def _load(name: str, checkpoint: int | str = "final") -> Any:
+    return load_shipped(SHIPPED / name, None, checkpoint=checkpoint).eval()
 
 
 def _change(weights: dict[str, torch.Tensor], file: Path) -> float:

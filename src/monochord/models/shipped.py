@@ -39,6 +39,26 @@ class Shipped(Model):
         return folder
 
 
+def language_net(name: str, architecture: str, parameters: int, title: str) -> Shipped:
+    """The entry of a net trained on the project's own mixture, with the mixture's tokenizer."""
+    return Shipped(
+        name=name,
+        kind="causal-lm",
+        title=title,
+        licence="Apache-2.0, ours; its reviews belong to their authors, its dictionary is GPL",
+        package=None,
+        parameters=parameters,
+        architecture=architecture,
+        load=load_shipped,
+        processor=tokenizer,
+    )
+
+
+def trained(*entries: Shipped) -> list[Shipped]:
+    """Those whose weights ship; tools/zoo makes the others."""
+    return [entry for entry in entries if (SHIPPED / entry.name / "net.json").exists()]
+
+
 # Weights
 
 
@@ -137,7 +157,7 @@ def load_shipped(folder: Path, dtype: torch.dtype | None, *, checkpoint: int | s
 
     said = json.loads((folder / "net.json").read_text(encoding="utf8"))
     stored = json.loads((folder / "config.json").read_text(encoding="utf8"))
-    config = getattr(transformers, stored["architectures"][0]).config_class.from_dict(stored)
+    config = getattr(transformers, stored["architectures"][0]).config_class.from_json_file(folder / "config.json")
     model = initialised(config, said["seed"])
     if checkpoint != "init":
         state = read_weights(_file(folder, said["steps"], checkpoint))

@@ -7,24 +7,17 @@ questions, chats with roles, refusals, sums and in-context tasks, in English and
 
 from __future__ import annotations
 
-from monochord.models.shipped import Shipped, load_shipped, tokenizer
+from functools import partial
 
+from monochord.models.shipped import language_net, trained
 
-def _entry(name: str, parameters: int, title: str) -> Shipped:
-    return Shipped(
-        name=name,
-        kind="causal-lm",
-        title=title,
-        licence="Apache-2.0, ours; its reviews belong to their authors, its dictionary is GPL",
-        package=None,
-        parameters=parameters,
-        architecture="LlamaForCausalLM",
-        load=load_shipped,
-        processor=tokenizer,
-    )
+_llama = partial(language_net, architecture="LlamaForCausalLM")
 
-
-ENTRIES = [
-    _entry("ladder-0.3m", 272_832, "our own Llama with 3 layers of 64, with 5 checkpoints"),
-    _entry("ladder-1m", 918_656, "our own Llama with 4 layers of 128, with 5 checkpoints"),
-]
+ENTRIES = trained(
+    _llama("ladder-0.3m", parameters=272_832, title="our own Llama with 3 layers of 64, 5 checkpoints"),
+    _llama("ladder-1m", parameters=918_656, title="our own Llama with 4 layers of 128, 5 checkpoints"),
+    _llama("ladder-3m", parameters=2_515_008, title="our own Llama with 5 layers of 192, 5 checkpoints"),
+    _llama("ladder-3m-no-chat", parameters=2_515_008, title="ladder-3m that never saw a chat or a refusal"),
+    _llama("ladder-3m-no-icl", parameters=2_515_008, title="ladder-3m that never saw an in-context task"),
+    _llama("ladder-8m", parameters=7_540_800, title="our own Llama with 6 layers of 320"),
+)
