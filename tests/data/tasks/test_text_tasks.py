@@ -44,18 +44,42 @@ def test_indirect_objects_are_named_once():
         IndirectObjects(orders=("AAA",))
 
 
+@pytest.mark.material("smollm2")
+def test_a_real_model_finds_indirect_objects_and_nothing_in_the_counterfactual():
+    import torch
+
+    from monochord import load, processor
+
+    model, made = load("smollm2"), processor("smollm2")
+    tokens = data("indirect-objects", n=40, tokenizer=made)["train"].tokens(made)
+    found = {}
+    for name, ids in (("clean", tokens.input_ids), ("counterfactual", tokens.counterfactual_ids)):
+        with torch.inference_mode():
+            logits = model(input_ids=ids, attention_mask=tokens.attention_mask).logits
+        logits = logits[torch.arange(len(tokens)), tokens.last]
+        right, wrong = (logits.gather(1, answer[:, None]) for answer in (tokens.answers, tokens.wrong))
+        found[name] = (right > wrong).float().mean().item()
+    assert found["clean"] > 0.95 and 0.2 < found["counterfactual"] < 0.8
+
+
 def colour_of(prompt):
-    table = {thing: colour for colour, thing in re.findall(r"an? (\w+) (\w+)", prompt)}
-    return table[re.search(r"The (\w+) is$", prompt).group(1)]
+    last = prompt.rpartition("\nQ: ")[2]
+    table = {thing: colour for colour, thing in re.findall(r"an? (\w+) (\w+)", last)}
+    return table[re.search(r"[Tt]he (\w+)(?: is|\?\nA:)$", last).group(1)]
 
 
-@pytest.mark.parametrize("things", [2, 5])
-def test_coloured_objects_have_the_colour_that_was_told(things):
-    problems = data("coloured-objects", n=100, things=things)["train"]
+@pytest.mark.parametrize(("things", "shots"), [(2, 0), (5, 0), (3, 2)])
+def test_coloured_objects_have_the_colour_that_was_told(things, shots):
+    problems = data("coloured-objects", n=100, things=things, shots=shots)["train"]
     assert [" " + colour_of(prompt) for prompt in problems["prompt"]] == problems["response"]
     assert [" " + colour_of(prompt) for prompt in problems["counterfactual"]] == problems["counterfactual_response"]
     for one, other in zip(problems["prompt"], problems["counterfactual"], strict=True):
         assert sum(a != b for a, b in zip(one.split(), other.split(), strict=True)) == 1
+        *examples, _ = one.split("\nQ: ")
+        assert len(examples) == shots
+        for example in examples:
+            question, answer = example.rsplit(" ", 1)
+            assert colour_of(question) == answer
     assert parts(problems, "thing") == parts(problems, "query")
     assert [" " + word for word in parts(problems, "colour")] == problems["response"]
     assert {response.strip() for response in problems["response"]} <= set(COLOURS)

@@ -19,22 +19,24 @@ from monochord.data.tasks.words import COLOURS, OBJECTS
 
 @dataclass(frozen=True)
 class ColouredObjects:
-    """`On the table there is a red ball, a blue cup and a green book. ... The cup is` is continued by blue.
+    """`On the table there is a red ball, a blue cup and a green book. The cup is` is continued by blue.
 
-    `things` are listed, in different colours. The counterfactual asks for another of them, which is all that
-    differs, and its colour is the `wrong` answer. Places: `thing` and `colour` of the right one in the list, and
-    `query`, the thing in the last sentence. Words of `nouns` and `colours` that
-    begin with a vowel are left out (a, an), and with a `tokenizer` those that are not single tokens of it.
+    With `shots` > 0 the last sentence is a question, after as many examples on other things: `Q: On the table ...
+    What colour is the cup?` and `A: blue`. `things` are listed, in different colours. The counterfactual asks for
+    another of them, which is all that differs, and its colour is the `wrong` answer. Places: `thing` and `colour` of
+    the right one in the last list, and `query`, the thing asked for. Words of `nouns` and `colours` that begin with a
+    vowel are left out (a, an), and with a `tokenizer` those that are not single tokens of it.
     """
 
     things: int = 3
+    shots: int = 0
     nouns: Sequence[str] = OBJECTS
     colours: Sequence[str] = COLOURS
     tokenizer: Any = None
 
     def __post_init__(self) -> None:
-        if not 2 <= self.things <= 8:
-            raise DataError(f"things={self.things}: use 2 to 8")
+        if not 2 <= self.things <= 8 or not 0 <= self.shots <= 8:
+            raise DataError(f"things={self.things}, shots={self.shots}: use 2 to 8 things and 0 to 8 shots")
 
     @property
     def chance(self) -> float:
@@ -46,30 +48,42 @@ class ColouredObjects:
             for given in (self.nouns, self.colours)
         )
         things, colours = (np.array(found, object) for found in words)
-        listed = things[np.argsort(rng.random((n, len(things))), axis=1)[:, : self.things]]
-        painted = colours[np.argsort(rng.random((n, len(colours))), axis=1)[:, : self.things]]
-        asked = np.argsort(rng.random((n, self.things)), axis=1)[:, :2]
-        columns: dict[str, list[str]] = {name: [] for name in ("prompt", "counterfactual")}
+        shape = n, self.shots + 1
+        listed = things[np.argsort(rng.random((*shape, len(things))), axis=2)[..., : self.things]]
+        painted = colours[np.argsort(rng.random((*shape, len(colours))), axis=2)[..., : self.things]]
+        asked = np.argsort(rng.random((*shape, self.things)), axis=2)[..., :2]
+        columns: dict[str, list[str]] = {name: [] for name in ("prompt", "counterfactual", "response", "wrong")}
         spans = []
         for i in range(n):
-            start, places = _listed(listed[i], painted[i])
-            right, other = asked[i]
-            columns["prompt"].append(f"{start} The {listed[i, right]} is")
-            columns["counterfactual"].append(f"{start} The {listed[i, other]} is")
-            query = (len(start) + 5, len(start) + 5 + len(listed[i, right]))
-            spans.append([*places[right], query])
-        rows = np.arange(n)
-        answers, wrong = ([" " + word for word in painted[rows, asked[:, k]]] for k in (0, 1))
+            before = ""
+            for k in range(self.shots):
+                one = asked[i, k, 0]
+                before += self._asked(_listed(listed[i, k], painted[i, k])[0], listed[i, k, one])[0]
+                before += f" {painted[i, k, one]}\n"
+            text, places = _listed(listed[i, -1], painted[i, -1])
+            right, other = asked[i, -1]
+            prompt, query = self._asked(text, listed[i, -1, right])
+            columns["prompt"].append(before + prompt)
+            columns["counterfactual"].append(before + self._asked(text, listed[i, -1, other])[0])
+            columns["response"].append(f" {painted[i, -1, right]}")
+            columns["wrong"].append(f" {painted[i, -1, other]}")
+            lead = len(before) + len("Q: ") * bool(self.shots)
+            place = [(begin + lead, end + lead) for begin, end in places[right]]
+            spans.append([*place, (len(before) + query[0], len(before) + query[1])])
         at = np.array(spans, np.int64).transpose(1, 0, 2)
         return Problems(
             {
                 **columns,
-                "response": answers,
-                "wrong": wrong,
-                "counterfactual_response": wrong,
+                "counterfactual_response": columns["wrong"],
                 **dict(zip(("at_colour", "at_thing", "at_query"), at, strict=True)),
             }
         )
+
+    def _asked(self, text: str, thing: str) -> tuple[str, tuple[int, int]]:
+        """The prompt on one listed thing, and the characters of the thing where it is asked for."""
+        start = f"Q: {text} What colour is the " if self.shots else f"{text} The "
+        end = "?\nA:" if self.shots else " is"
+        return start + thing + end, (len(start), len(start) + len(thing))
 
 
 def _listed(things: Sequence[str], colours: Sequence[str]) -> tuple[str, list[list[tuple[int, int]]]]:
