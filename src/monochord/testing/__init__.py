@@ -12,35 +12,43 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from monochord.core.attach import attach
 from monochord.core.changes import Unfrozen
 from monochord.core.modification import Modification
 from monochord.core.objective import Objective
-from monochord.core.ports import first_tensor
 from monochord.core.prompt import Prompt
 from monochord.core.sites import SiteError, resolve
 from monochord.core.storage import StorageError
 from monochord.core.tuner import Tuned, Tuner
 from monochord.core.update import Update
+from monochord.testing.tools import (
+    ConformanceError,
+    Deliberate,
+    Trace,
+    check_all,
+    evaluating,
+    require,
+    require_close,
+    run,
+    same,
+    train,
+    values,
+)
 
 Batch = Mapping[str, Any]
 Factory = Callable[[], Tuner]
 
 
-class ConformanceError(AssertionError):
-    """An invariant that does not hold; the message names it."""
-
-
 def check_tuner(factory: Factory, model: nn.Module, batch: Batch, *, tolerance: float = 1e-5) -> None:
     """Run every invariant that applies to a tuner; raises one `ConformanceError` that lists those that fail."""
     factory().attach(copy.deepcopy(model))  # what can't be attached here says so itself
-    _check_all(
+    check_all(
         f"{type(factory()).__name__} on {type(model).__name__}",
         {
             "untrained": lambda: check_untrained_changes_nothing(factory, model, batch),
@@ -58,7 +66,7 @@ def check_tuner(factory: Factory, model: nn.Module, batch: Batch, *, tolerance: 
 
 def check_modification(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
     """A modification keeps shape and dtype, acts only while attached and leaves no trace."""
-    _check_all(
+    check_all(
         f"{type(modification).__name__} at {site}",
         {
             "shape": lambda: _check_shape(modification, model, site, batch),
@@ -70,13 +78,13 @@ def check_modification(modification: Modification, model: nn.Module, site: str, 
 def check_objective(objective: Objective, model: nn.Module, batch: Batch) -> None:
     """An objective gives a finite scalar with named terms, a gradient, and scales and adds as numbers do."""
     once = objective(model, batch)
-    _require(once.total.dim() == 0 and bool(torch.isfinite(once.total)), "the total is no finite scalar")
-    _require(bool(once.terms), "the loss names no terms")
+    require(once.total.dim() == 0 and bool(torch.isfinite(once.total)), "the total is no finite scalar")
+    require(bool(once.terms), "the loss names no terms")
     twice, total = (2.0 * objective)(model, batch).total, (objective + objective)(model, batch).total
-    _require(torch.allclose(twice, 2 * once.total), "2 * objective is not twice the loss")
-    _require(torch.allclose(total, 2 * once.total), "objective + objective is not twice the loss")
+    require(torch.allclose(twice, 2 * once.total), "2 * objective is not twice the loss")
+    require(torch.allclose(total, 2 * once.total), "objective + objective is not twice the loss")
     if any(p.requires_grad for p in model.parameters()):
-        _require(once.total.requires_grad, "the loss has no gradient")
+        require(once.total.requires_grad, "the loss has no gradient")
 
 
 def check_update(
@@ -95,10 +103,10 @@ def check_update(
                 update.step(model, batch, objective)
             ends.append({n: p.detach().clone() for n, p in model.named_parameters()})
         moved = {n for n, p in ends[0].items() if not torch.equal(p, state[n])}
-        _require(moved <= trains, f"{min(moved - trains, default='')} moved without requires_grad")
-        _require(trains <= moved, f"{min(trains - moved, default='')} trains and did not move in {steps} steps")
+        require(moved <= trains, f"{min(moved - trains, default='')} moved without requires_grad")
+        require(trains <= moved, f"{min(trains - moved, default='')} trains and did not move in {steps} steps")
         same = all(torch.equal(ends[0][n], ends[1][n]) for n in ends[0])
-        _require(same, "two runs from the same state end differently")
+        require(same, "two runs from the same state end differently")
         model.load_state_dict(state)
         saved: dict[str, Any] | None = None
         for _ in range(steps):  # each step by a new update that takes over the state of the one before
@@ -109,7 +117,7 @@ def check_update(
             resumed.step(model, batch, objective)
             saved = copy.deepcopy(resumed.state_dict())
         same = all(torch.equal(ends[0][n], p) for n, p in model.named_parameters())
-        _require(same, "an update that takes over a saved state goes on differently")
+        require(same, "an update that takes over a saved state goes on differently")
     finally:
         model.load_state_dict(state)
 
@@ -119,23 +127,23 @@ def check_update(
 
 def check_untrained_changes_nothing(factory: Factory, model: nn.Module, batch: Batch, atol: float = 1e-6) -> None:
     """An attached but untrained tuner leaves the output as it is (prompts, which can't, are passed over)."""
-    before = _run(model, batch)
+    before = run(model, batch)
     with factory().attach(model) as tuned:
         if not any(isinstance(change, Prompt) for _, change in tuned.placements):
-            _require_close(_run(model, batch), before, atol, "an untrained tuner changes the output")
+            require_close(run(model, batch), before, atol, "an untrained tuner changes the output")
 
 
 def check_detach_restores(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """Attach and detach, also after training and after an exception, leave no bit and no hook behind."""
-    before, trace = _run(model, batch), _Trace(model)
+    before, trace = run(model, batch), Trace(model)
     tuned = factory().attach(model)
-    _train(tuned, batch)
+    train(tuned, batch)
     tuned.detach()
     trace.require_same(model)
-    _require(torch.equal(_run(model, batch), before), "the output after detach differs from the one before")
-    with contextlib.suppress(_Deliberate), factory().attach(model):
-        _run(model, batch)
-        raise _Deliberate
+    require(torch.equal(run(model, batch), before), "the output after detach differs from the one before")
+    with contextlib.suppress(Deliberate), factory().attach(model):
+        run(model, batch)
+        raise Deliberate
     trace.require_same(model)
 
 
@@ -148,17 +156,17 @@ def check_frozen_stays(factory: Factory, model: nn.Module, batch: Batch) -> None
         buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)  # type: ignore[no-untyped-call]
         average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
-        _train(tuned, batch, averaged=average)
+        train(tuned, batch, averaged=average)
         trains = [n for n, p in model.named_parameters() if p.requires_grad and id(p) not in own]
-        _require(not trains, f"{trains[:1]} has requires_grad and is not tuned")
+        require(not trains, f"{trains[:1]} has requires_grad and is not tuned")
         now = dict(model.named_parameters())
         moved = [n for n, p in frozen.items() if not torch.equal(now[n], p)]
-        _require(not moved, f"the frozen parameter {moved[:1]} moved")
+        require(not moved, f"the frozen parameter {moved[:1]} moved")
         moved = [n for n, b in model.named_buffers() if n in buffers and not torch.equal(b, buffers[n])]
-        _require(not moved, f"the buffer {moved[:1]} moved")
+        require(not moved, f"the buffer {moved[:1]} moved")
         averaged = {n: p for n, p in average.module.named_parameters() if n in frozen}
         moved = [n for n, p in averaged.items() if not torch.equal(p, frozen[n])]
-        _require(not moved, f"{moved[:1]} moved in the moving average")
+        require(not moved, f"{moved[:1]} moved in the moving average")
     finally:
         tuned.detach()
 
@@ -166,33 +174,33 @@ def check_frozen_stays(factory: Factory, model: nn.Module, batch: Batch) -> None
 def check_gradients_reach(factory: Factory, model: nn.Module, batch: Batch, steps: int = 3) -> None:
     """After a few steps every trained parameter has moved."""
     with factory().attach(model) as tuned:
-        _require(tuned.n_trainable > 0, "the tuner trains nothing")
+        require(tuned.n_trainable > 0, "the tuner trains nothing")
         own = {id(c.parameter) for _, c in tuned.placements if isinstance(c, Unfrozen)}
         start = [p.detach().clone() for p in tuned.trained]
-        _train(tuned, batch, steps=steps, decay=0.0)
+        train(tuned, batch, steps=steps, decay=0.0)
         names = {id(p): n for n, p in model.named_parameters()}
         still = [names.get(id(p), "?") for p, s in zip(tuned.trained, start, strict=True) if torch.equal(p, s)]
         # an expert that got no token and a weight of the model that its output never uses have none to get
         idle = {names[id(p)] for p in tuned.trained if id(p) in own and p.grad is None}
         used = [n for n in still if "experts" not in n and n not in idle]
-        _require(not used, f"no gradient reached {used[:1]} in {steps} steps ({len(used)} parameters)")
+        require(not used, f"no gradient reached {used[:1]} in {steps} steps ({len(used)} parameters)")
 
 
 def check_disabled_is_base(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """`disabled()` equals a deep copy of the base, and enabling brings the tuned model back."""
     base = copy.deepcopy(model)
     with factory().attach(model) as tuned:
-        _train(tuned, batch)
-        after = _run(model, batch)
+        train(tuned, batch)
+        after = run(model, batch)
         flags = [p.requires_grad for p in model.parameters()]
         trains = {n for n, p in model.named_parameters() if p.requires_grad}
         for name, parameter in base.named_parameters():  # torch's matmul rounds by these flags, gradients or not
             parameter.requires_grad_(name in trains)
         with tuned.disabled():
-            _require(torch.equal(_run(model, batch), _run(base, batch)), "disabled() is not the base model")
-        _require(flags == [p.requires_grad for p in model.parameters()], "disabled() changed requires_grad flags")
-        _require(torch.equal(_run(model, batch), after), "the tuned model is another after disabled()")
-        _require(not torch.equal(after, _run(base, batch)), "training changed nothing")
+            require(torch.equal(run(model, batch), run(base, batch)), "disabled() is not the base model")
+        require(flags == [p.requires_grad for p in model.parameters()], "disabled() changed requires_grad flags")
+        require(torch.equal(run(model, batch), after), "the tuned model is another after disabled()")
+        require(not torch.equal(after, run(base, batch)), "training changed nothing")
 
 
 def check_merge(factory: Factory, model: nn.Module, batch: Batch, tolerance: float = 1e-5) -> None:
@@ -200,29 +208,29 @@ def check_merge(factory: Factory, model: nn.Module, batch: Batch, tolerance: flo
     with factory().attach(model) as tuned:
         if not tuned.mergeable:
             return
-        _train(tuned, batch)
-        state, before = _values(model), _run(model, batch)
+        train(tuned, batch)
+        state, before = values(model), run(model, batch)
         tuned.merge(tied="both")
-        _require_close(_run(model, batch), before, tolerance, "the merged model differs from the tuned one")
+        require_close(run(model, batch), before, tolerance, "the merged model differs from the tuned one")
         tuned.unmerge()
-        _require(_same(state, _values(model)), "unmerge does not restore the weights")
-        _require(torch.equal(_run(model, batch), before), "the output after unmerge differs")
+        require(same(state, values(model)), "unmerge does not restore the weights")
+        require(torch.equal(run(model, batch), before), "the output after unmerge differs")
 
 
 def check_save_and_load(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """Saved and loaded, the tuner is the same bit for bit; another base is refused, and left untouched."""
     with tempfile.TemporaryDirectory() as folder:
         with factory().attach(model) as tuned:
-            _train(tuned, batch)
-            state, output = {k: v.clone() for k, v in tuned.state().items()}, _run(model, batch)
+            train(tuned, batch)
+            state, output = {k: v.clone() for k, v in tuned.state().items()}, run(model, batch)
             tuned.save(folder)
         with Tuned.load(model, folder, tuner=factory()) as loaded:
-            _require(_same(state, loaded.state()), "the loaded tensors are not the saved ones")
-            _require(torch.equal(_run(model, batch), output), "the loaded tuner gives another output")
+            require(same(state, loaded.state()), "the loaded tensors are not the saved ones")
+            require(torch.equal(run(model, batch), output), "the loaded tuner gives another output")
         other = copy.deepcopy(model)
         with torch.no_grad():
             next(p for p in other.parameters() if p.is_floating_point()).add_(1.0)
-        trace = _Trace(other)
+        trace = Trace(other)
         try:
             Tuned.load(other, folder, tuner=factory())
         except StorageError:
@@ -233,16 +241,16 @@ def check_save_and_load(factory: Factory, model: nn.Module, batch: Batch) -> Non
 
 def check_stacking(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """Two of them stack and detach in either order without a trace; two in place on one weight are refused."""
-    before, trace = _run(model, batch), _Trace(model)
+    before, trace = run(model, batch), Trace(model)
     with factory().attach(model) as tuned:
         in_place = any(isinstance(change, Unfrozen) for _, change in tuned.placements)
         if in_place:
-            _train(tuned, batch)
-            after = _run(model, batch)
+            train(tuned, batch)
+            after = run(model, batch)
             with contextlib.suppress(SiteError):
                 factory().attach(model).detach()
                 raise ConformanceError("a weight that is tuned in place was given to a second tuner")
-            _require(torch.equal(_run(model, batch), after), "a refused tuner changed the one that was there")
+            require(torch.equal(run(model, batch), after), "a refused tuner changed the one that was there")
     trace.require_same(model)
     if in_place:
         return
@@ -250,162 +258,44 @@ def check_stacking(factory: Factory, model: nn.Module, batch: Batch) -> None:
         pair: list[Tuned] = []
         for seed in (0, 1):
             pair.append(factory().attach(model, seed=seed))
-            _train(pair[-1], batch)
+            train(pair[-1], batch)
         with pair[first].disabled():
-            alone = _run(model, batch)
+            alone = run(model, batch)
         pair.pop(first).detach()
-        _require_close(_run(model, batch), alone, 1e-6, "the one that stays acts otherwise when the other leaves")
+        require_close(run(model, batch), alone, 1e-6, "the one that stays acts otherwise when the other leaves")
         pair.pop().detach()
         trace.require_same(model)
-    _require(torch.equal(_run(model, batch), before), "the output after stacking differs from the one before")
+    require(torch.equal(run(model, batch), before), "the output after stacking differs from the one before")
 
 
 def check_deep_copy(factory: Factory, model: nn.Module, batch: Batch) -> None:
     """A deep copy of a tuned model stands on its own: it computes the same and follows only its own parameters."""
     with factory().attach(model) as tuned:
-        _train(tuned, batch)
-        before = _run(model, batch)
+        train(tuned, batch)
+        before = run(model, batch)
         twin = copy.deepcopy(model)
-        _train(tuned, batch)
-        _require_close(_run(twin, batch), before, 1e-6, "a deep copy follows the parameters of the original")
-
-
-# ---------------------------------------------------------------- small words
-
-
-class _Deliberate(Exception):
-    """Raised inside a block to see that it cleans up."""
-
-
-class _Trace:
-    """Everything about a model that attach and detach must leave as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.values = _values(model)
-        self.order = list(model.state_dict())
-        self.modules = [(n, type(m), m.training) for n, m in model.named_modules()]
-        self.flags = [p.requires_grad for p in model.parameters()]
-        self.hooks = _hooks(model)
-
-    def require_same(self, model: nn.Module) -> None:
-        _require(list(model.state_dict()) == self.order, "the state dict has other keys or another order")
-        _require(_same(self.values, _values(model)), "a parameter or buffer is not bit-identical")
-        modules = [(n, type(m), m.training) for n, m in model.named_modules()]
-        _require(modules == self.modules, "modules, their classes or their modes differ")
-        _require([p.requires_grad for p in model.parameters()] == self.flags, "requires_grad flags differ")
-        _require(_hooks(model) == self.hooks, "hooks were left behind")
-
-
-def _hooks(model: nn.Module) -> int:
-    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return sum(len(getattr(m, k)) for m in model.modules() for k in kinds)
-
-
-def _values(model: nn.Module) -> dict[str, Tensor]:
-    return {n: v.detach().clone() for n, v in model.state_dict().items() if isinstance(v, Tensor)}
-
-
-def _same(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(v, b[n]) for n, v in a.items())
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(m, m.training) for m in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _output(model: nn.Module, batch: Batch) -> Tensor:
-    output = model(**batch)
-    for key in ("logits", "logits_per_image", "last_hidden_state"):
-        if isinstance(getattr(output, key, None), Tensor):
-            return getattr(output, key)  # type: ignore[no-any-return]
-    return first_tensor(output)
-
-
-def _run(model: nn.Module, batch: Batch) -> Tensor:
-    with torch.no_grad(), _evaluating(model):
-        return _output(model, batch).clone()
-
-
-def _train(tuned: Tuned, batch: Batch, *, steps: int = 2, decay: float = 0.1, averaged: Any = None) -> None:
-    """A few steps of AdamW with decay on what the model says trains, towards a fixed random output."""
-    model = tuned.model
-    modes = [(m, m.training) for m in model.modules()]
-    model.train()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=decay)
-    try:
-        for _ in range(steps):
-            optimizer.zero_grad()
-            sum(_distance(value) for value in _tensors(model(**batch))).backward()  # type: ignore[union-attr]
-            optimizer.step()
-            if averaged is not None:
-                averaged.update_parameters(model)
-    finally:
-        for module, training in modes:
-            module.training = training
-
-
-def _tensors(output: Any) -> list[Tensor]:
-    """Every floating-point tensor that a model returns."""
-    if isinstance(output, Tensor):
-        return [output] if output.is_floating_point() and output.requires_grad else []
-    values = output.values() if isinstance(output, Mapping) else output if isinstance(output, (tuple, list)) else []
-    return [tensor for value in values for tensor in _tensors(value)]
-
-
-def _distance(value: Tensor) -> Tensor:
-    """The mean squared distance from a fixed goal."""
-    goal = torch.linspace(-1, 1, value.numel(), device=value.device).reshape(value.shape)
-    return (value.float() - goal).square().mean()
-
-
-def _check_all(what: str, checks: Mapping[str, Callable[[], None]]) -> None:
-    failures = []
-    for name, check in checks.items():
-        try:
-            check()
-        except ConformanceError as error:
-            failures.append(f"{name}: {error}")
-        except Exception as error:
-            failures.append(f"{name}: {type(error).__name__}: {error}")
-    if failures:
-        raise ConformanceError(f"{what} fails {len(failures)} of {len(checks)} checks; " + "; ".join(failures))
+        train(tuned, batch)
+        require_close(run(twin, batch), before, 1e-6, "a deep copy follows the parameters of the original")
 
 
 def _check_shape(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
     from monochord.core.capture import capture
 
     name = str(resolve(model, site)[0])
-    with torch.no_grad(), _evaluating(model), capture(model, name) as before:
+    with torch.no_grad(), evaluating(model), capture(model, name) as before:
         model(**batch)
-    with torch.no_grad(), _evaluating(model), attach(model, {name: modification}), capture(model, name) as after:
+    with torch.no_grad(), evaluating(model), attach(model, {name: modification}), capture(model, name) as after:
         model(**batch)
     a, b = before[name], after[name]
-    _require(a.shape == b.shape, f"it turns {tuple(a.shape)} into {tuple(b.shape)}")
-    _require(a.dtype == b.dtype, f"it turns {a.dtype} into {b.dtype}")
+    require(a.shape == b.shape, f"it turns {tuple(a.shape)} into {tuple(b.shape)}")
+    require(a.dtype == b.dtype, f"it turns {a.dtype} into {b.dtype}")
 
 
 def _check_trace(modification: Modification, model: nn.Module, site: str, batch: Batch) -> None:
-    before, trace = _run(model, batch), _Trace(model)
+    before, trace = run(model, batch), Trace(model)
     with attach(model, {site: modification}) as attachment:
-        _run(model, batch)
+        run(model, batch)
         with attachment.disabled():
-            _require(torch.equal(_run(model, batch), before), "disabled it still acts")
+            require(torch.equal(run(model, batch), before), "disabled it still acts")
     trace.require_same(model)
-    _require(torch.equal(_run(model, batch), before), "the output after detach differs")
-
-
-def _require(holds: bool, otherwise: str) -> None:
-    if not holds:
-        raise ConformanceError(otherwise)
-
-
-def _require_close(found: Tensor, wanted: Tensor, atol: float, otherwise: str) -> None:
-    difference = float((found.float() - wanted.float()).abs().max())
-    _require(difference <= atol * max(1.0, float(wanted.abs().max())), f"{otherwise} by {difference:.1e}")
+    require(torch.equal(run(model, batch), before), "the output after detach differs")
