@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 import monochord as mc
 from monochord.models.shipped import initialised
 
-EXPERTS, CHOSEN, BALANCE, SEED = 8, 2, 0.02, 0
+EXPERTS, CHOSEN, BALANCE, SEED = 8, 2, 0.05, 0
 
 
 def net() -> Net:
@@ -75,12 +75,16 @@ def upcycled() -> nn.Module:
 
 
 def balanced(model: nn.Module, batch: Tensor) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and the load-balancing loss; the first alone is shown."""
+    """Cross-entropy and the load-balancing loss of each layer; the first alone is shown.
+
+    Taken over all layers together, as transformers does, a layer may leave experts unused that another one uses.
+    """
     from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
     out = model(input_ids=batch, use_cache=False, output_router_logits=True)
     loss = cross_entropy(out.logits[:, :-1].flatten(0, 1).float(), batch[:, 1:].flatten())
-    return loss + BALANCE * load_balancing_loss_func(out.router_logits, EXPERTS, CHOSEN), loss.detach()
+    layers = [load_balancing_loss_func((logits,), EXPERTS, CHOSEN) for logits in out.router_logits]
+    return loss + BALANCE * torch.stack(layers).mean(), loss.detach()
 
 
 def main() -> None:
