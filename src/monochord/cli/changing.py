@@ -59,7 +59,11 @@ def tune(
         precision=precision,
         progress=not quiet,
     )
-    if not PartialState().is_main_process:
+    state = PartialState()
+    if state.num_processes > 1:
+        state.wait_for_everyone()
+        state.destroy_process_group()
+    if not state.is_main_process:
         return
     if as_json:
         print_json(found)
