@@ -40,7 +40,7 @@ from texts import TEXTS
 import monochord as mc
 from monochord.data.tasks.induction import Induction
 
-SEED, LENGTH, VOCABULARY = 20, 256, 2048
+SEED, LENGTH, PIECE, VOCABULARY = 20, 256, 128, 2048
 ROOT = Path(__file__).parents[2]
 TOKENIZER = ROOT / "src/monochord/models/shipped/tokenizer"
 CACHE = ROOT / "runs/zoo/mixture"
@@ -114,7 +114,7 @@ def stream(rows: int, without: tuple[str, ...] = ()) -> np.ndarray:
 def held_out(tokens: int = 24_000) -> dict[str, list[np.ndarray]]:
     """Documents of every source that were not trained on, as ids, about so many tokens of each.
 
-    Texts are held out by place, Alpaca by its test split, requests and sums by item; the other written sources
+    Of texts they are as long as the pieces that are trained on. Texts are held out by place, Alpaca by its test split, requests and sums by item; the other written sources
     are endless, here they draw from another seed.
     """
     encode, drawn = _encoder(), {}
@@ -122,7 +122,7 @@ def held_out(tokens: int = 24_000) -> dict[str, list[np.ndarray]]:
         rng = np.random.default_rng((SEED + 1, number))
         documents: list[np.ndarray] = []
         for ids in _held_out(name, rng, encode):
-            documents.append(ids[:LENGTH])
+            documents.append(ids[: PIECE if name in TEXTS else LENGTH])
             if sum(map(len, documents)) >= tokens:
                 break
         drawn[name] = documents
@@ -194,9 +194,9 @@ class Documents:
         return len(self.held)
 
     def take(self, room: int, running: bool) -> list[int]:
-        """The next document; of running text what fits, 128 tokens at most."""
+        """The next document; of running text what fits, a piece at most."""
         self._fill()
-        size = min(room, 128) if running else len(self.held)
+        size = min(room, PIECE) if running else len(self.held)
         taken, self.held = self.held[:size], self.held[size:]
         return taken
 
