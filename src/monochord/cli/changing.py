@@ -208,13 +208,16 @@ def _term(text: str) -> tuple[float, Path]:
 
 
 @app.command(
-    epilog=examples("monochord capture minilm movie-reviews 'blocks.*:out' --out acts.safetensors --statistics")
+    epilog=examples(
+        "monochord capture minilm movie-reviews 'blocks.*:out' --out acts.safetensors --statistics",
+        "monochord capture smollm2 movie-text 'blocks.12:out' --out acts.zarr --rows 1000",
+    )
 )
 def capture(
     model: Model,
     data: Annotated[str, typer.Argument(help="Catalog name or file")],
     sites: Annotated[str, typer.Argument(help="What to read, e.g. 'blocks.*:out'")],
-    out: Annotated[Path, typer.Option(help="A safetensors file, or a folder for activations")],
+    out: Annotated[Path, typer.Option(help="A safetensors file for statistics; a folder or NAME.zarr for activations")],
     split: Annotated[str, typer.Option(help="Which split of the data")] = "test",
     rows: Annotated[int, typer.Option(help="How many rows of it", min=1)] = 256,
     statistics: Annotated[bool, typer.Option(help="Means and covariances instead of activations")] = False,

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def read_out(
@@ -19,15 +24,16 @@ def read_out(
 ) -> dict[str, Any]:
     """Run the model over the first `rows` of a split and keep what `sites` names.
 
-    Activations go to the folder `out`, one safetensors file a batch, whole or not there; files that are there already
-    are not computed again. `statistics` writes one file with `SITE/mean` (d,) and `SITE/covariance` (d, d) over real
-    tokens. Returns the shapes.
+    Activations go to the folder `out`, one safetensors file a batch, or, where its name ends in `.zarr`, to a group
+    with one array a site; batches that are there already are not computed again. `statistics` writes one safetensors
+    file with `SITE/mean` (d,) and `SITE/covariance` (d, d) over real tokens. Returns the shapes. Raises `ValueError`
+    when zarr is not installed.
     """
     import torch
 
     from monochord.core.capture import capture
     from monochord.core.reducers import Covariance
-    from monochord.core.storage import load_tensors, save_tensors
+    from monochord.core.storage import save_tensors
     from monochord.data import Batches
     from monochord.data import data as open_data
     from monochord.models import load, processor
@@ -35,7 +41,7 @@ def read_out(
     net = load(model)
     part = open_data(data)[split]
     batches = Batches(part.first(min(rows, len(part))), processor(model), batch_size=batch_size, shuffle=False)
-    target, shapes = Path(out), dict[str, list[int]]()
+    target = Path(out)
     if statistics:
         with torch.inference_mode(), capture(net, sites, reduce=Covariance()) as found:
             for batch in batches:
@@ -45,20 +51,73 @@ def read_out(
             tensors[f"{name}/mean"], tensors[f"{name}/covariance"] = found[name].mean, found[name].covariance
         save_tensors(target, tensors, {"rows": rows, "split": split})
         return {"out": str(target), "shapes": {name: list(value.shape) for name, value in tensors.items()}}
-    target.mkdir(parents=True, exist_ok=True)
+    kept: _Folder | _Zarr = _Zarr(target) if target.suffix == ".zarr" else _Folder(target)
     with torch.inference_mode(), capture(net, sites) as found:
         for i, batch in enumerate(batches):
-            file = target / f"{i:05d}.safetensors"
-            if file.exists():
-                shapes = {name: list(value.shape) for name, value in load_tensors(file)[0].items()}
-                continue
-            net(**_inputs(batch))
-            tensors = {name: found[name].contiguous() for name in found}
-            if "attention_mask" in batch:
-                tensors["attention_mask"] = batch["attention_mask"]
-            save_tensors(file, tensors, {"batch": i, "split": split})
-            shapes = {name: list(value.shape) for name, value in tensors.items()}
-    return {"out": str(target), "shapes": shapes}
+            if i >= kept.done:
+                net(**_inputs(batch))
+                tensors = {name: found[name].contiguous() for name in found}
+                if "attention_mask" in batch:
+                    tensors["attention_mask"] = batch["attention_mask"]
+                kept.write(i, tensors)
+    return {"out": str(target), "shapes": kept.shapes()}
+
+
+class _Folder:
+    """A safetensors file a batch, whole or not there."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder = folder
+        self.done = next(i for i in count() if not self._file(i).exists())
+
+    def write(self, batch: int, tensors: Mapping[str, Tensor]) -> None:
+        from monochord.core.storage import save_tensors
+
+        save_tensors(self._file(batch), dict(tensors), {"batch": batch})
+
+    def shapes(self) -> dict[str, list[int]]:
+        """Of the last batch."""
+        from monochord.core.storage import load_tensors
+
+        return {name: list(value.shape) for name, value in load_tensors(self._file(self._last()))[0].items()}
+
+    def _file(self, batch: int) -> Path:
+        return self.folder / f"{batch:05d}.safetensors"
+
+    def _last(self) -> int:
+        return next(i for i in count() if not self._file(i + 1).exists())
+
+
+class _Zarr:
+    """An array a site, rows first, a chunk a batch; zeros where a row is shorter than the longest."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            import zarr
+        except ImportError:
+            raise ValueError(f"{path}: install monochord[zarr] (Python 3.11 or later), or give a folder") from None
+        self.group: Any = zarr.open_group(path, mode="a")
+
+    @property
+    def done(self) -> int:
+        return int(self.group.attrs.get("batches", 0))  # counted after a batch is whole
+
+    def write(self, batch: int, tensors: Mapping[str, Tensor]) -> None:
+        first = int(self.group.attrs.get("rows", 0))
+        for name, value in tensors.items():
+            shape = (first + len(value), *value.shape[1:])
+            if name not in self.group:
+                kind = "float32" if value.is_floating_point() else "int64"
+                self.group.create_array(name, shape=shape, chunks=tuple(value.shape), dtype=kind, fill_value=0)
+            array: Any = self.group[name]
+            array.resize(tuple(max(pair) for pair in zip(shape, array.shape, strict=True)))
+            rows = (slice(first, shape[0]), *(slice(0, size) for size in shape[1:]))
+            array[rows] = (value.float() if value.is_floating_point() else value).cpu().numpy()
+        self.group.attrs.update(batches=batch + 1, rows=shape[0])
+
+    def shapes(self) -> dict[str, list[int]]:
+        return {name: list(array.shape) for name, array in self.group.arrays()}
 
 
 def _inputs(batch: dict[str, Any]) -> dict[str, Any]:
