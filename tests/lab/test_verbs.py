@@ -41,8 +41,9 @@ def test_tune_then_diff(tmp_path, capsys):
     assert shown["changed"] == 8 and all(
         0 < b["norm"] < 1 and b["rank"] <= 2 and b["cka"] <= 1 for b in shown["blocks"]
     )
+    assert all(1 < b["dimension"] != b["base_dimension"] > 1 for b in shown["blocks"])
     text = (tmp_path / "d.html").read_text()
-    assert text.count("<svg") == 3 and "http" not in text.replace("http://www.w3.org", "")
+    assert text.count("<svg") == 4 and "http" not in text.replace("http://www.w3.org", "")
     assert "8 of" in page(shown, "x")
 
 

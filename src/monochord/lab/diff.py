@@ -6,28 +6,35 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from monochord.lab.measure import activation_likeness, block_names, weight_changes
+from monochord.lab.measure import block_names, block_outputs, weight_changes
 from monochord.lab.tune import RECORD, tuned_model
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor
 
 PROMPTS = (
-    "The capital of France is Paris, and the river that runs through it",
-    "Once upon a time there was a small village where",
-    "The film was long, but the last scene made me",
-    "To solve the equation, first subtract three from both sides and",
+    "The capital of France is Paris, and the river that runs through it is called the Seine.",
+    "Once upon a time there was a small village where nobody had ever seen the sea.",
+    "The film was long, but the last scene made me forgive everything that came before.",
+    "To solve the equation, first subtract three from both sides and then divide by two.",
+    "She closed the window, put out the lamp, and listened to the rain on the roof.",
+    "Water boils at a lower temperature on a mountain because the air is thinner there.",
+    "Dear customer, we are sorry for the delay and will send a new parcel tomorrow.",
+    "My brother plays the violin badly, which does not keep him from playing it loudly.",
 )
+NEIGHBOURS = 48
 
 
 def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[str, Any]:
     """Compare a tuned model with its base, block by block.
 
     `base` is what `mc.load` takes; `tuned` too, or the folder of a saved tuner or of `tune`. On `prompts` (a few of
-    our own if not given) the blocks' outputs are compared by linear CKA, where the model has a tokenizer. Returns
-    `blocks`, a list of dicts, and the totals. Raises `StorageError` when the tuner is of another base.
+    our own if not given) the blocks' outputs are compared by linear CKA and by the mean local dimension of the tokens'
+    states (None under 50 distinct ones), where the model has a tokenizer. Returns `blocks`, a list of dicts, and the
+    totals. Raises `StorageError` when the tuner is of another base.
     """
     from monochord.core.delta import Delta
+    from monochord.core.subspace import cka
     from monochord.core.tuner import Tuned
     from monochord.models import load
 
@@ -38,7 +45,9 @@ def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[st
             model = load(base)
             attached = Tuned.load(model, tuned)
         batch = _batch(base, prompts)
-        likeness = activation_likeness(model, attached.disabled(), batch) if batch else {}
+        after = block_outputs(model, batch) if batch else {}
+        with attached.disabled():
+            before = block_outputs(model, batch) if batch else {}
         share = _contribution(attached, None, batch)
         delta: Mapping[str, Any] = attached.delta()
         attached.detach()
@@ -46,11 +55,13 @@ def diff(base: Any, tuned: Any, prompts: Sequence[str] | None = None) -> dict[st
         model, other = load(base), load(tuned)
         delta = Delta.between(model, other)
         batch = _batch(base, prompts)
-        likeness = _between(model, other, batch) if batch else {}
+        before, after = (block_outputs(net, batch) if batch else {} for net in (model, other))
         share = _contribution(other, model, batch)
-    blocks = weight_changes(delta, model, block_names(model))
+    blocks: list[dict[str, Any]] = [dict(block) for block in weight_changes(delta, model, block_names(model))]
     for block in blocks:
-        block["cka"] = likeness.get(block["block"])
+        name = block["block"]
+        block["cka"] = cka(after[name], before[name]) if name in after and name in before else None
+        block["dimension"], block["base_dimension"] = (_dimension(kept.get(name)) for kept in (after, before))
     parameters = dict(model.named_parameters())
     changed = [name for name in delta if name in parameters and delta[name].norm() > 0]
     norm = sum(delta[name].norm() ** 2 for name in changed) ** 0.5
@@ -81,12 +92,14 @@ def _relative(delta: Mapping[str, Any], parameters: Mapping[str, Any], name: str
     return float(delta[name].norm() / max(float(parameters[name].detach().float().norm()), 1e-12))
 
 
-def _between(base: nn.Module, tuned: nn.Module, batch: dict[str, Any]) -> dict[str, float]:
-    from monochord.core.subspace import cka
-    from monochord.lab.measure import _block_outputs
+def _dimension(states: Tensor | None) -> float | None:
+    """The mean local dimension of states (n, d_model)."""
+    from monochord.read.dimension import Local
 
-    before, after = _block_outputs(base, batch), _block_outputs(tuned, batch)
-    return {name: cka(after[name], before[name]) for name in before if name in after}
+    try:
+        return None if states is None else float(Local(neighbours=NEIGHBOURS)(states).mean())
+    except ValueError:  # too few distinct ones
+        return None
 
 
 def _has(folder: Any, *names: str) -> bool:
@@ -114,16 +127,15 @@ def page(found: dict[str, Any], title: str) -> str:
     from monochord.lab.figures import single, svg
 
     panels = []
-    for key, words in (
-        ("norm", "Size of the change"),
-        ("rank", "Effective rank"),
-        ("cka", "Likeness of outputs (CKA)"),
-    ):
+    for key, words in PANELS:
         values = [block[key] for block in found["blocks"]]
         if all(value is None for value in values):
             continue
         with single() as (figure, axes):
-            axes.plot([value if value is not None else float("nan") for value in values], marker="o", ms=3)
+            axes.plot(_numbers(values), marker="o", ms=3, label="tuned")
+            if key == "dimension":
+                axes.plot(_numbers([block["base_dimension"] for block in found["blocks"]]), ls="--", label="base")
+                axes.legend(frameon=False)
             axes.set(xlabel="block", title=words)
             axes.locator_params(axis="x", integer=True)
             panels.append(svg(figure, key))
@@ -147,8 +159,17 @@ td:first-child,th:first-child{{text-align:left}} svg{{width:100%}}
 """
 
 
-PANELS = (("norm", "Size of the change"), ("rank", "Effective rank"), ("cka", "Likeness of outputs (CKA)"))
-COLUMNS = ("block", "change", "rank", "overlap", "by chance", "CKA")
+def _numbers(values: Sequence[float | None]) -> list[float]:
+    return [float("nan") if value is None else value for value in values]
+
+
+PANELS = (
+    ("norm", "Size of the change"),
+    ("rank", "Effective rank"),
+    ("cka", "Likeness of outputs (CKA)"),
+    ("dimension", "Local dimension of states"),
+)
+COLUMNS = ("block", "change", "rank", "overlap", "by chance", "CKA", "dimension", "of base")
 
 
 def table_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
@@ -165,6 +186,8 @@ def table_rows(found: dict[str, Any]) -> list[tuple[str, ...]]:
             word(b["overlap"], ".2f"),
             word(b["overlap_chance"], ".2f"),
             word(b["cka"], ".3f"),
+            word(b["dimension"], ".1f"),
+            word(b["base_dimension"], ".1f"),
         )
         for b in found["blocks"]
     ]

@@ -132,13 +132,14 @@ def activation_likeness(model: nn.Module, base: Any, batch: Mapping[str, Any]) -
     """
     from monochord.core.subspace import cka
 
-    tuned = _block_outputs(model, batch)
+    tuned = block_outputs(model, batch)
     with base:
-        before = _block_outputs(model, batch)
+        before = block_outputs(model, batch)
     return {name: cka(tuned[name], before[name]) for name in before if name in tuned}
 
 
-def _block_outputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+def block_outputs(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What each block puts out for the real tokens (or pixels) of a batch, as rows (n, d_model)."""
     import torch
 
     from monochord.core.capture import capture
