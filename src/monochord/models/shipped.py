@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,7 @@ class Shipped(Model):
     ships: str = "with the package"
 
     def fetch(self, *, progress: bool = False) -> Path:
-        folder = SHIPPED / self.name
+        folder = SHIPPED / (self.subfolder or self.name)
         if not folder.is_dir():
             raise FetchError(f"{self.name} is missing from this installation: install the package again")
         return folder
@@ -56,7 +56,7 @@ def language_net(name: str, architecture: str, parameters: int, title: str) -> S
 
 def trained(*entries: Shipped) -> list[Shipped]:
     """Those whose weights ship; tools/zoo makes the others."""
-    return [entry for entry in entries if (SHIPPED / entry.name / "net.json").exists()]
+    return [entry for entry in entries if (SHIPPED / (entry.subfolder or entry.name) / "net.json").exists()]
 
 
 # Weights
@@ -117,7 +117,8 @@ def initialised(config: Any, seed: int) -> nn.Module:
     """The class that a configuration names, at its random initialisation, the same on every machine.
 
     Matrices are normal with the configuration's `initializer_range`, from a generator of their own; what else is
-    random in the constructor comes from the same seed. The caller's random state stays as it was.
+    random in the constructor comes from the same seed, as is everything where the configuration has no such range
+    (ResNet). The caller's random state stays as it was.
     """
     import torch
     import transformers
@@ -125,25 +126,37 @@ def initialised(config: Any, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = getattr(transformers, config.architectures[0])(config)
+    if (width := getattr(config, "initializer_range", None)) is None:
+        return model
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if value.ndim > 1 and not any(part in name for part in ("conv1d", "A_log")):
-                value.normal_(0.0, config.initializer_range, generator=generator)
+                value.normal_(0.0, width, generator=generator)
     return model
 
 
 def save_shipped(
-    config: Any, checkpoints: Mapping[int, Mapping[str, Tensor]], folder: Path, *, seed: int, steps: list[int]
+    config: Any,
+    checkpoints: Mapping[int, Mapping[str, Tensor]],
+    folder: Path,
+    *,
+    seed: int,
+    steps: list[int],
+    labels: Mapping[str, Sequence[str]] | None = None,
 ) -> None:
-    """Ship a net: `checkpoints` are weights by training step; `steps` are all steps that were kept in training."""
+    """Ship a net: `checkpoints` are weights by training step; `steps` are all steps that were kept in training.
+
+    `labels` are a classifier's: the classes of each set that it has rows for.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.safetensors"):
         old.unlink()
     for step, state in checkpoints.items():
         write_weights(state, folder / f"step-{step}.safetensors")
     config.to_json_file(folder / "config.json")
-    (folder / "net.json").write_text(json.dumps({"seed": seed, "steps": steps}) + "\n", encoding="utf8")
+    told: dict[str, Any] = {"seed": seed, "steps": steps} | ({"labels": labels} if labels else {})
+    (folder / "net.json").write_text(json.dumps(told, ensure_ascii=False) + "\n", encoding="utf8")
 
 
 def load_shipped(folder: Path, dtype: torch.dtype | None, *, checkpoint: int | str = "final") -> nn.Module:
