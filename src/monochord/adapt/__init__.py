@@ -8,6 +8,9 @@ from monochord.adapt.half_tuning import HalfTuning
 from monochord.adapt.ia3 import IA3
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
+from monochord.adapt.mix_and_match import MixAndMatch
+from monochord.adapt.parallel_adapter import ParallelAdapter
+from monochord.adapt.prefix_tuning import PrefixTuning
 from monochord.adapt.prompt_tokens import PromptTokens
 
 __all__ = [
@@ -19,5 +22,8 @@ __all__ = [
     "HalfTuning",
     "LastLayer",
     "LoRA",
+    "MixAndMatch",
+    "ParallelAdapter",
+    "PrefixTuning",
     "PromptTokens",
 ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 from torch import Generator, Tensor, nn
@@ -22,6 +23,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "silu": F.silu,
     "tanh": F.tanh,
+    "softmax": partial(F.softmax, dim=-1),
     "linear": nn.Identity(),
 }
 

@@ -225,6 +225,8 @@ class Attachment:
                 if site.port != "weight":
                     raise SiteError(f"{type(change).__name__} changes weights, and {site} is none: name a parameter")
                 weights.append((i, site, change))
+            elif (own := change.install(site, self.model, self.switch, i)) is not None:
+                self._handles += own
             else:
                 act = _Act(i, site, change, self.switch, self._call)
                 self._handles += install(self.model, site, act, reads=change.reads != "value")

@@ -7,7 +7,7 @@ A modification maps the tensor at a site to another of the same shape. One that 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from monochord.core.blocks import kind, linear_like, owned
 from monochord.core.entries import Dense, Entry
 from monochord.core.layers import Layer
 from monochord.core.sites import Site, SiteError
+from monochord.core.switch import Switch
 
 
 class Modification(nn.Module):
@@ -28,10 +29,18 @@ class Modification(nn.Module):
     """
 
     reads: str = "value"
+    neutral: bool = True  # whether it leaves the model's output as it is until it is trained
 
     def bind(self, site: Site, model: nn.Module) -> Modification:
         """The modification to use at `site` of `model`: itself, unless it depends on where it is put."""
         return self
+
+    def install(self, site: Site, model: nn.Module, switch: Switch, number: int) -> list[Any] | None:
+        """Put hooks of its own on `model` and return their handles; None for one that is called with the value.
+
+        They look at `switch` in every call, and add `number` to `switch.reached` where they act.
+        """
+        return None
 
     def forward(self, value: Tensor) -> Tensor:
         raise NotImplementedError(f"{type(self).__name__} has to define forward(value)")
@@ -39,6 +48,15 @@ class Modification(nn.Module):
     def fold(self, site: Site, model: nn.Module) -> dict[str, Tensor] | None:
         """New values of the model's own tensors that do the same, or None where there are none."""
         return None
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors that make up what was tuned, by name."""
+        return {name: value.detach() for name, value in self.state_dict().items()}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take over the tensors of `saved()`, of the same shapes."""
+        for name, value in self.saved().items():
+            value.copy_(tensors[name])
 
 
 class Apply(Modification):

@@ -25,6 +25,8 @@ from monochord.core.switch import Switch
 class Prompt(Modification):
     """`tokens`, shape (length, d_model), inserted at `embed:out`; `front` says on which side (None: by model)."""
 
+    neutral = False
+
     def __init__(self, tokens: Tensor, front: bool | None = None) -> None:
         super().__init__()
         self.tokens = nn.Parameter(tokens.detach().clone())

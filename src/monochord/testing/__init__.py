@@ -22,7 +22,6 @@ from monochord.core.attach import attach
 from monochord.core.changes import Unfrozen
 from monochord.core.modification import Modification
 from monochord.core.objective import Objective
-from monochord.core.prompt import Prompt
 from monochord.core.sites import SiteError, resolve
 from monochord.core.storage import StorageError
 from monochord.core.tuner import Tuned, Tuner
@@ -129,7 +128,7 @@ def check_untrained_changes_nothing(factory: Factory, model: nn.Module, batch: B
     """An attached but untrained tuner leaves the output as it is (prompts, which can't, are passed over)."""
     before = run(model, batch)
     with factory().attach(model) as tuned:
-        if not any(isinstance(change, Prompt) for _, change in tuned.placements):
+        if all(change.neutral for _, change in tuned.placements):
             require_close(run(model, batch), before, atol, "an untrained tuner changes the output")
 
 

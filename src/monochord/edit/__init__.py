@@ -1,0 +1,1 @@
+"""Changes of a model's own weights: which of them carry a skill, and how to move it."""
