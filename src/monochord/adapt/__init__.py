@@ -8,13 +8,19 @@ from monochord.adapt.half_tuning import HalfTuning
 from monochord.adapt.ia3 import IA3
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
+from monochord.adapt.mask_tuning import MaskTuning
 from monochord.adapt.mix_and_match import MixAndMatch
 from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
 from monochord.adapt.prompt_tokens import PromptTokens
+from monochord.adapt.random_parameters import RandomParameters
+from monochord.adapt.sara import SaRA
+from monochord.adapt.split import Split
+from monochord.adapt.spt import SPT
 
 __all__ = [
     "IA3",
+    "SPT",
     "BitFit",
     "BottleneckAdapter",
     "DoRA",
@@ -22,8 +28,12 @@ __all__ = [
     "HalfTuning",
     "LastLayer",
     "LoRA",
+    "MaskTuning",
     "MixAndMatch",
     "ParallelAdapter",
     "PrefixTuning",
     "PromptTokens",
+    "RandomParameters",
+    "SaRA",
+    "Split",
 ]

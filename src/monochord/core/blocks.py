@@ -137,7 +137,7 @@ def owned(module: nn.Module, name: str) -> nn.Parameter:
 
 def is_norm(module: nn.Module) -> bool:
     """Whether the module is a normalisation layer itself (not one with modules of its own)."""
-    return "Norm" in kind(module) and next(iter(module.children()), None) is None
+    return "Norm" in kind(module) and all(name == "parametrizations" for name, _ in module.named_children())
 
 
 # ---------------------------------------------------------------- attention

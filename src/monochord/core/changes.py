@@ -67,21 +67,31 @@ class DenseChange(WeightModification):
 
 
 class SparseChange(WeightModification):
-    """A change of chosen entries: flat `indices` (n,) into a weight of `shape`, trained `values` zero at first."""
+    """A change of chosen entries: flat `indices` (n,) into a weight of `shape`, trained `values` zero at first.
 
-    def __init__(self, shape: tuple[int, ...], indices: Tensor) -> None:
+    The weight is copied with the values added; nothing else of its size is made, in the backward pass the gradient
+    is gathered at the indices. With `freezable`, entries marked in `frozen` keep their values.
+    """
+
+    def __init__(self, shape: tuple[int, ...], indices: Tensor, freezable: bool = False) -> None:
         super().__init__()
         self.indices: Tensor
-        self.register_buffer("indices", indices.flatten().long())
+        self.frozen: Tensor | None
+        kind = torch.int32 if math.prod(shape) < 2**31 else torch.int64
+        self.register_buffer("indices", indices.flatten().to(kind))
         self.values = nn.Parameter(torch.zeros(indices.numel()))
+        self.register_buffer("frozen", torch.zeros(indices.numel(), dtype=torch.bool) if freezable else None)
         self.shape = tuple(shape)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        values = self.values if self.frozen is None else torch.where(self.frozen, self.values.detach(), self.values)
+        return weight.reshape(-1).index_add(0, self.indices, values.to(weight.dtype)).view(self.shape)
 
     def entry(self, weight: Tensor) -> Entry:
         return Sparse(self.indices, self.values.detach(), self.shape)
 
     def delta(self) -> Tensor:
-        flat = self.values.new_zeros(math.prod(self.shape))
-        return flat.scatter(0, self.indices, self.values).reshape(self.shape)
+        return self.values.new_zeros(math.prod(self.shape)).index_add(0, self.indices, self.values).view(self.shape)
 
 
 class Unfrozen(WeightModification):
@@ -125,6 +135,9 @@ class Unfrozen(WeightModification):
 
     def delta(self) -> Tensor:
         return self.tuned - self.base
+
+    def saved(self) -> dict[str, Tensor]:
+        return {"value": self.tuned}
 
     def _taken(self) -> tuple[nn.Parameter, Tensor]:
         if self._held is None:

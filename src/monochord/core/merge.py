@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
+from monochord.core.forward import evaluating
 from monochord.core.layers import rows_of
 from monochord.core.modification import Modification, WeightModification
 from monochord.core.sites import Site
@@ -49,7 +50,9 @@ def fold(
             parameter = _writable(model, site.path, saved, shared, tied)
             view = parameter.data.t() if site.transposed else parameter.data
             part = view if site.rows is None else view[rows_of(view, site.rows)]
-            new = torch.lerp(part, change(part), weight) if weight != 1.0 else change(part)
+            with evaluating(change):
+                new = change(part)
+            new = torch.lerp(part, new, weight) if weight != 1.0 else new
             view[slice(None) if site.rows is None else rows_of(view, site.rows)] = new
         elif not isinstance(change, WeightModification):
             for path, value in (change.fold(site, model) or {}).items():

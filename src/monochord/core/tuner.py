@@ -25,6 +25,7 @@ from monochord.core.blocks import owned
 from monochord.core.changes import Unfrozen
 from monochord.core.delta import Delta
 from monochord.core.entries import Dense, Entry
+from monochord.core.forward import evaluating
 from monochord.core.lowrank import LowRank
 from monochord.core.modification import Modification, WeightModification
 from monochord.core.sites import Site
@@ -52,6 +53,10 @@ class Tuner:
         """
         return Tuned(model, self, seed=seed, name=name)
 
+    def of_saved(self, tensors: dict[str, Tensor]) -> Tuner:
+        """The recipe that makes room for saved tensors: itself, unless data had a say in its plan."""
+        return self
+
     def __or__(self, other: Tuner) -> Tuner:
         return Compose((*_parts(self), *_parts(other)))
 
@@ -65,6 +70,9 @@ class Compose(Tuner):
     def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
         for tuner in self.tuners:
             yield from tuner.plan(model, generator)
+
+    def of_saved(self, tensors: dict[str, Tensor]) -> Tuner:
+        return Compose(tuple(tuner.of_saved(tensors) for tuner in self.tuners))
 
 
 class Tuned(Attachment):
@@ -107,7 +115,7 @@ class Tuned(Attachment):
                 weight = owned(self.model.get_submodule(site.module), site.parameter).detach()
                 view = weight.t() if site.transposed else weight
                 part = view if site.rows is None else view[list(site.rows)]
-                with torch.no_grad():
+                with torch.no_grad(), evaluating(change):
                     found = found + Delta({site.path: _place(change.entry(part), site, tuple(weight.shape))})
                 continue
             folded = change.fold(site, self.model)
@@ -122,13 +130,7 @@ class Tuned(Attachment):
 
     def state(self) -> dict[str, Tensor]:
         """The tensors that make up what was tuned, by site and name."""
-        tensors: dict[str, Tensor] = {}
-        for prefix, change in self._keyed():
-            if isinstance(change, Unfrozen):
-                tensors[f"{prefix}/value"] = change.tuned
-            else:
-                tensors |= {f"{prefix}/{name}": value.detach() for name, value in change.state_dict().items()}
-        return tensors
+        return {f"{key}/{name}": value for key, change in self._keyed() for name, value in change.saved().items()}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Take over the tensors of `state()`; every one has to find its place, and no place stay empty."""
@@ -137,11 +139,12 @@ class Tuned(Attachment):
         if missing or extra:
             what = f"lacks {missing[0]!r}" if missing else f"has {extra[0]!r}, which this tuner has not"
             raise StorageError(f"the saved tuner {what} ({len(missing)} missing, {len(extra)} too many)")
+        for name, value in expected.items():
+            if value.shape != tensors[name].shape:
+                raise StorageError(f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(value.shape)} here")
         with torch.no_grad():
-            for name, value in expected.items():
-                if value.shape != tensors[name].shape:
-                    raise StorageError(f"{name} is {tuple(tensors[name].shape)} in the file, {tuple(value.shape)} here")
-                value.copy_(tensors[name])
+            for key, change in self._keyed():
+                change.restore({name: tensors[f"{key}/{name}"] for name in change.saved()})
 
     def save(self, folder: str | os.PathLike[str], format: str = "monochord") -> None:
         """Write what was tuned, and only that: safetensors and JSON. `format="peft"` writes PEFT's LoRA folder."""
@@ -182,7 +185,8 @@ class Tuned(Attachment):
                 f"{folder} was tuned from base {config['base'][:12]}, this model is {found[:12]}: "
                 "load that base, or pass strict=False to attach it anyway"
             )
-        tuned = (tuner or registry.build(config["tuner"])).attach(model, seed=config["seed"], name=name)
+        recipe = (tuner or registry.build(config["tuner"])).of_saved(tensors)
+        tuned = recipe.attach(model, seed=config["seed"], name=name)
         try:
             tuned.load_state(tensors)
         except BaseException:
