@@ -3,9 +3,12 @@
 from monochord.adapt.bitfit import BitFit
 from monochord.adapt.bottleneck_adapter import BottleneckAdapter
 from monochord.adapt.dora import DoRA
+from monochord.adapt.flora import FLoRA
 from monochord.adapt.full_tuning import FullTuning
 from monochord.adapt.half_tuning import HalfTuning
+from monochord.adapt.hypernetwork import Hypernetwork
 from monochord.adapt.ia3 import IA3
+from monochord.adapt.intrinsic_dimension import SubspaceTuning
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
 from monochord.adapt.mask_tuning import MaskTuning
@@ -24,8 +27,10 @@ __all__ = [
     "BitFit",
     "BottleneckAdapter",
     "DoRA",
+    "FLoRA",
     "FullTuning",
     "HalfTuning",
+    "Hypernetwork",
     "LastLayer",
     "LoRA",
     "MaskTuning",
@@ -36,4 +41,5 @@ __all__ = [
     "RandomParameters",
     "SaRA",
     "Split",
+    "SubspaceTuning",
 ]
