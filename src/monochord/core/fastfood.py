@@ -60,7 +60,8 @@ def fwht(x: Tensor) -> Tensor:
     n = x.shape[-1]
     if n & (n - 1) or not n:
         raise ValueError(f"the last axis has {n} entries, which is no power of two")
-    return _Transform.apply(x)  # type: ignore[no-untyped-call,no-any-return]
+    result: Tensor = _Transform.apply(x)
+    return result
 
 
 class _Transform(torch.autograd.Function):
