@@ -25,7 +25,7 @@ from monochord.core.selection import Selection
 from monochord.core.sources import targets_of, weights_of
 from monochord.core.storage import fingerprint
 
-PACE = 0.3  # how far the weakest coordinate of a budget moves in the first epoch
+PACE = 0.6  # how far the weakest coordinate of a budget moves in the first epoch
 BIAS = 10.0  # sigmoid(-10) = 4.5e-5: the soft choice starts as good as hard
 
 
@@ -86,8 +86,9 @@ def localize(
     one minus that for coordinates of `start` (by default the `budget` that moved most), which can thus leave too.
     An epoch is one step of plain gradient descent on the mean loss of all `batches`. The slope of the sigmoid is tiny
     at the start, so `lr` has to be huge: without one it is chosen so that the `budget`-th strongest pull moves its
-    logit by 0.3 in the first epoch; pulls grow as they act. Masks are rounded, cut to the budget by `frac`, and scored
-    by `score(model)` with the graft in place (higher is better; by default minus the mean loss of `batches`). The
+    logit by 0.6 in the first epoch; pulls grow as they act, and a step that made it worse is halved. Masks are
+    rounded, cut to the budget by `frac`, and scored by `score(model)` with the graft in place (higher is better; by
+    default minus the mean loss of `batches`). The
     model is given back as it was. Raises `ValueError` for a budget that the change has not.
     """
     change = {name: entry.dense() for name, entry in delta.items()}
@@ -100,34 +101,44 @@ def localize(
     }
     generator = torch.Generator().manual_seed(seed)
     logits = {name: torch.rand(c.shape, generator=generator) for name, c in change.items()}
-    best: tuple[float, Selection] | None = None
+    best: tuple[float, Selection, dict[str, Tensor], dict[str, Tensor]] | None = None
     history = []
     with evaluating(model), _lent(model, change) as (weights, base):
         for epoch in range(epochs + 1):
-            soft = {name: torch.sigmoid(s - BIAS) for name, s in logits.items()}
-            frac = {name: torch.where(inside[name], 1 - soft[name], soft[name]) for name in change}
+            frac = _share(logits, inside)
             mask = _rounded(frac, budget)
             _put(weights, base, change, mask)
             value = score(model) if score is not None else -_mean_loss(model, batches, objective)
             history.append((value, mask.count, (start - mask).count))
-            if best is None or value > best[0]:
-                best = value, mask
+            better = best is None or value >= best[0]
             if epoch == epochs:
+                best = (value, mask, {}, {}) if better else best
                 break
-            within = {n: torch.where(mask[n], f, torch.minimum(f, 1 - f)) for n, f in frac.items()}
-            _put(weights, base, change, within)
-            slopes = _gradient(model, batches, objective, weights)
-            for name, slope in slopes.items():  # the derivative of frac is that of the sigmoid, turned round inside
-                turn = torch.where(inside[name], -1.0, 1.0)
-                slopes[name] = turn * change[name] * slope * soft[name] * (1 - soft[name])
+            if better:
+                within = {n: torch.where(mask[n], f, torch.minimum(f, 1 - f)) for n, f in frac.items()}
+                _put(weights, base, change, within)
+                slopes = _gradient(model, batches, objective, weights)
+                for name, slope in slopes.items():  # the derivative of frac is that of the sigmoid, turned inside
+                    turn = torch.where(inside[name], -1.0, 1.0)
+                    slopes[name] = turn * change[name] * slope * frac[name] * (1 - frac[name])
+                best = value, mask, logits, slopes
+            elif lr is not None:
+                lr /= 2  # too far: from the best place again, with a shorter step
+            assert best is not None
+            _, _, place, slopes = best
             if lr is None:
                 pulls = torch.cat([slope.abs().flatten() for slope in slopes.values()])
                 strong = float(pulls.kthvalue(total - budget + 1).values)
                 lr = PACE / strong if strong else 1.0
-            for name, slope in slopes.items():
-                logits[name] = (logits[name] - lr * slope).clamp(0, 2 * BIAS)  # or a step too far could not be undone
+            logits = {n: (s - lr * slopes[n]).clamp(0, 2 * BIAS) for n, s in place.items()}  # or it could not go back
     assert best is not None
     return Localized(best[1], best[0], tuple(history))
+
+
+def _share(logits: Mapping[str, Tensor], inside: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """How much of the tuned value each coordinate takes, 0 to 1."""
+    soft = {name: torch.sigmoid(value - BIAS) for name, value in logits.items()}
+    return {name: torch.where(inside[name], 1 - value, value) for name, value in soft.items()}
 
 
 def _rounded(frac: Mapping[str, Tensor], budget: int) -> Selection:

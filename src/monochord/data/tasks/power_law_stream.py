@@ -54,12 +54,7 @@ class PowerLawStream:
             "recent": (age == 1).astype(float),
             "none": np.zeros(phase),
         }[self.environment]
-        if phase == 0 or weights.sum() == 0:
-            return np.zeros(phase, np.int64)
-        exact = self.rehearsed * weights / weights.sum()
-        counts = np.floor(exact).astype(np.int64)
-        counts[np.argsort(counts - exact, kind="stable")[: self.rehearsed - counts.sum()]] += 1  # largest remainders
-        return counts
+        return apportion(weights, self.rehearsed)
 
     def phases(self, x: np.ndarray, label: np.ndarray) -> list[Dataset]:
         """A data set a phase, with columns `x` (n, features), `label` and `task`, of inputs (n, ...) with labels."""
@@ -84,6 +79,16 @@ class PowerLawStream:
         split = Split({"x": x, "label": label[row].astype(np.int64), "task": task})
         title = f"phase {phase} of {self.tasks}, {self.environment} rehearsal"
         return Dataset(name=f"phase-{phase}", task="task-stream", splits={"train": split}, title=title, source=MADE)
+
+
+def apportion(weights: np.ndarray, total: int) -> np.ndarray:
+    """`total` in whole shares proportional to `weights`, by largest remainders; all zero without a weight."""
+    if len(weights) == 0 or weights.sum() == 0:
+        return np.zeros(len(weights), np.int64)
+    exact = total * weights / weights.sum()
+    counts = np.floor(exact).astype(np.int64)
+    counts[np.argsort(counts - exact, kind="stable")[: total - counts.sum()]] += 1
+    return counts
 
 
 def read(folder: Path | None, *, dataset: str = "digits", n: int = 500, seed: int = 0, **options: Any) -> Read:

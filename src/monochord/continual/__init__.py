@@ -1,0 +1,1 @@
+"""Tasks one after another: what comes back, what is kept, and what is forgotten."""
