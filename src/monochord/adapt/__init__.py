@@ -17,12 +17,15 @@ from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
 from monochord.adapt.prompt_tokens import PromptTokens
 from monochord.adapt.random_parameters import RandomParameters
+from monochord.adapt.s2a import S2A
 from monochord.adapt.sara import SaRA
+from monochord.adapt.side_network import SideNetwork
 from monochord.adapt.split import Split
 from monochord.adapt.spt import SPT
 
 __all__ = [
     "IA3",
+    "S2A",
     "SPT",
     "BitFit",
     "BottleneckAdapter",
@@ -40,6 +43,7 @@ __all__ = [
     "PromptTokens",
     "RandomParameters",
     "SaRA",
+    "SideNetwork",
     "Split",
     "SubspaceTuning",
 ]
