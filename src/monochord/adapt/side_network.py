@@ -44,11 +44,9 @@ class SideNetwork(Tuner):
         pool = 1 if causal(model) else self.pool
         for site in resolve(model, self.sites):
             size = width(model, site)
-            inner = max(size // self.narrow, self.groups)
-            if size % self.groups or inner % self.groups:
-                raise ValueError(
-                    f"groups={self.groups} must divide the width {size} of {site} and the branch's {inner}"
-                )
+            if size % self.groups:
+                raise ValueError(f"groups={self.groups} must divide the width {size} of {site}")
+            inner = max(size // self.narrow // self.groups, 1) * self.groups
             yield site, SideBranch(size, inner, pool, self.groups, generator)
 
 
