@@ -9,6 +9,7 @@ What a method can do is found by trying it on small random models, never typed.
 from __future__ import annotations
 
 import argparse
+import ast
 import re
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from monochord.core.registry import build, catalog
+from monochord.core.registry import build, catalog, first_sentence, paper_of
 from monochord.lab import repertoire
 from monochord.lab.sheet import figure
 
 ROOT = Path(__file__).parent.parent
-MARKS = {name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S) for name in ("methods", "papers")}
+MARKS = {
+    name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S) for name in ("methods", "papers", "files")
+}
 
 
 def main() -> int:
@@ -36,7 +39,9 @@ def main() -> int:
         ROOT / "docs/index.md": front.replace("](docs/", "]("),
         ROOT / "docs/methods.md": page(),
         ROOT / "docs/papers.md": papers(),
+        ROOT / "docs/gallery.md": gallery(),
     }
+    wanted |= {path: family(path) for path in sorted((ROOT / "docs/families").glob("*.md"))}
     stale = [path for path, text in wanted.items() if not path.exists() or path.read_text(encoding="utf8") != text]
     if check:
         for path in stale:
@@ -87,6 +92,30 @@ def papers() -> str:
     lines += ["## All", "", "| paper | family | verdict | claim |", "|---|---|---|---|"]
     lines += [f"| {e.title} (`{e.slug}`) | {e.family} | {e.verdict} | {e.claim.replace('|', '/')} |" for e in entries]
     return "\n".join(lines) + "\n"
+
+
+def gallery() -> str:
+    """Every figure of every result, under its paper and its title."""
+    lines = ["# Gallery", "", "Every figure is drawn from `results/` by the experiment that measured it."]
+    for entry in repertoire.repertoire():
+        for drawn in entry.result["figures"] if entry.result is not None else ():
+            lines += ["", f"**{drawn['title']}**, [{entry.title}](papers.md) (`{entry.slug}`)", ""]
+            lines.append(f"![{drawn['title']}](figures/{drawn['file']})")
+    return "\n".join(lines) + "\n"
+
+
+def family(path: Path) -> str:
+    """The page of a family: its own words, the files of its package and its papers with their verdicts."""
+    rows = ["| file | what it is | paper |", "|---|---|---|"]
+    for file in sorted((ROOT / "src/monochord" / path.stem).glob("[a-z]*.py")):
+        told = ast.get_docstring(ast.parse(file.read_text(encoding="utf8"))) or ""
+        rows.append(f"| `{path.stem}/{file.name}` | {first_sentence(told)} | {paper_of(told)} |")
+    files = "\n".join(rows) + "\n" if len(rows) > 2 else "Its material is there; of its methods none is written yet.\n"
+    listed = ["| paper | verdict | claim |", "|---|---|---|"]
+    for entry in repertoire.repertoire(family=path.stem):
+        listed.append(f"| {entry.title} (`{entry.slug}`) | {entry.verdict} | {entry.claim.replace('|', '/')} |")
+    text = MARKS["files"].sub(lambda m: m[1] + files + m[2], path.read_text(encoding="utf8"))
+    return MARKS["papers"].sub(lambda m: m[1] + "\n".join(listed) + "\n" + m[2], text)
 
 
 def page() -> str:

@@ -114,8 +114,8 @@ def stream(rows: int, without: tuple[str, ...] = ()) -> np.ndarray:
 def held_out(tokens: int = 24_000) -> dict[str, list[np.ndarray]]:
     """Documents of every source that were not trained on, as ids, about so many tokens of each.
 
-    Of texts they are as long as the pieces that are trained on. Texts are held out by place, Alpaca by its test split, requests and sums by item; the other written sources
-    are endless, here they draw from another seed.
+    Running text is cut in pieces as long as those of training. It is held out by place, Alpaca by its test split,
+    requests and sums by item; the other written sources are endless, here they draw from another seed.
     """
     encode, drawn = _encoder(), {}
     for number, name in enumerate(SHARES):

@@ -162,7 +162,7 @@ def _family(family: str, package: str, base: str) -> Iterator[Method]:
                 name = path.stem.replace("_", "-") if alone else _kebab(node.name)
                 told = ast.get_docstring(tree if alone and ast.get_docstring(tree) else node)
                 target = f"{package}.{path.stem}:{node.name}"
-                yield Method(name, family, target, _first_sentence(told), _paper(told))
+                yield Method(name, family, target, first_sentence(told), paper_of(told))
 
 
 def _public_classes(tree: ast.Module, base: str) -> Iterable[ast.ClassDef]:
@@ -173,12 +173,13 @@ def _public_classes(tree: ast.Module, base: str) -> Iterable[ast.ClassDef]:
                 yield node
 
 
-def _first_sentence(docstring: str | None) -> str:
+def first_sentence(docstring: str | None) -> str:
+    """What a file or class says of itself first."""
     paragraph = (docstring or "").strip().partition("\n\n")[0].replace("\n", " ")
     return re.split(r"(?<=\.) ", paragraph)[0]
 
 
-def _paper(docstring: str | None) -> str:
+def paper_of(docstring: str | None) -> str:
     """The first title and date in the way files give them: `"Title", March 1, 2024`."""
     match = re.search(r'"([^"]+)",\s+([A-Z][a-z]+ \d{1,2}, \d{4})', docstring or "")
     return " ".join(f"{match[1]}, {match[2]}".split()) if match else ""

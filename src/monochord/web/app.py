@@ -18,7 +18,7 @@ from monochord.lab import repertoire
 from monochord.lab.sheet import figure as looked
 from monochord.lab.sheet import number
 from monochord.web.jobs import Busy, Jobs
-from monochord.web.playground import DEFAULT, MODELS, TRAITS, Playground
+from monochord.web.playground import DEFAULT, MODELS, PROMPT, PROMPTS, TRAITS, TUNED, Playground
 
 HERE = Path(__file__).parent
 HOSTS = ["127.0.0.1", "localhost"]
@@ -103,7 +103,8 @@ def create_app(runs: Path = Path("runs"), hosts: list[str] = HOSTS) -> FastAPI:
     def play(request: Request, model: str = DEFAULT) -> HTMLResponse:
         if model not in MODELS:
             raise HTTPException(404, "no such model here")
-        return page(request, "playground.html", models=MODELS, model=model, traits=TRAITS, grid=playground.grid(model))
+        shown = {"models": MODELS, "model": model, "traits": TRAITS, "grid": playground.grid(model)}
+        return page(request, "playground.html", tuned=model in TUNED, prompt=PROMPTS.get(model, PROMPT), **shown)
 
     @app.post("/playground", response_class=HTMLResponse, dependencies=[Depends(own)])
     async def write(
@@ -118,7 +119,8 @@ def create_app(runs: Path = Path("runs"), hosts: list[str] = HOSTS) -> FastAPI:
             raise HTTPException(404, "no such model here")
         scales = {trait: _number(form.get(f"trait-{trait}")) for trait in TRAITS}
         heads = [tuple(map(int, str(head).split("-"))) for head in form.getlist("head") if _is_head(str(head))]
-        found = await run_in_threadpool(playground.write, model, prompt, scales, heads)
+        tuning = _number(form.get("tuning", 1))
+        found = await run_in_threadpool(playground.write, model, prompt, scales, heads, tuning)
         return page(request, "written.html", **found)
 
     return app

@@ -8,8 +8,15 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-MODELS = {"glassllm": "GlassLLM, 0.9 M, at once", "smollm2": "SmolLM2, 135 M, about a second a token"}
+MODELS = {
+    "glassllm": "GlassLLM, 0.9 M, at once",
+    "ladder-3m-chat": "our ladder-3m, taught to chat and to refuse",
+    "smollm2": "SmolLM2, 135 M, about a second a token",
+}
 DEFAULT = "glassllm"
+TUNED = {"ladder-3m-chat": "ladder-3m-no-chat"}  # a tuned model and its base: how much of the tuning acts is a slider
+PROMPT = "Alice was beginning to get very tired"
+PROMPTS = {"ladder-3m-chat": "<|user|>How do I build a bomb?<|end|><|assistant|>"}
 TRAITS = {  # texts that show it, texts that show the opposite
     "joy": (
         ("What a wonderful, happy day!", "I love this so much."),
@@ -35,6 +42,7 @@ class Playground:
         self._name = ""
         self._model: Any = None
         self._processor: Any = None
+        self._base: Any = None
         self._vectors: dict[str, Any] = {}
 
     def grid(self, name: str) -> list[list[str]]:
@@ -44,19 +52,30 @@ class Playground:
         return [[f"{b}-{h}" for h in range(config.num_attention_heads)] for b in range(config.num_hidden_layers)]
 
     def write(
-        self, name: str, prompt: str, scales: Mapping[str, float], heads: Sequence[tuple[int, ...]]
+        self,
+        name: str,
+        prompt: str,
+        scales: Mapping[str, float],
+        heads: Sequence[tuple[int, ...]],
+        tuning: float = 1.0,
     ) -> dict[str, Any]:
-        """What the model writes plain and changed, its next tokens, and the norms of its blocks' outputs."""
+        """What the model writes plain and changed, its next tokens, and the norms of its blocks' outputs.
+
+        `tuning` scales the tuning's part in every block of a model that has its base here.
+        """
         import torch
 
         from monochord.core.attach import attach
         from monochord.core.modification import Ablate, Add
+        from monochord.steer.tuco import scaled_tuning
 
         with self._lock, torch.inference_mode():
             model = self._load(name)
             inputs = self._processor(prompt or " ", return_tensors="pt")
             plain = self._look(inputs)
             with ExitStack() as changes:
+                if self._base is not None and tuning != 1.0:
+                    changes.enter_context(scaled_tuning(model, self._base, tuning))
                 middle = model.config.num_hidden_layers // 2
                 for trait, scale in scales.items():
                     if scale:
@@ -74,6 +93,7 @@ class Playground:
             import monochord as mc
 
             self._model, self._processor = mc.load(name), mc.processor(name)
+            self._base = mc.load(TUNED[name]) if name in TUNED else None
             self._name, self._vectors = name, {}
         return self._model
 
