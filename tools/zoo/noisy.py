@@ -27,7 +27,7 @@ TAKEN = {"fashion-mnist": (5000, 1), "mnist": (5000, 1), "emoji": (1529, 2)}  # 
 
 
 def net(percent: int) -> Net:
-    """A ResNet of six basic blocks, 32 to 128 channels, 800 steps of 128 pictures."""
+    """A ResNet of six basic blocks, 32 to 112 channels, 800 steps of 128 pictures."""
     return Net(f"noisy-cnn-{percent}", resnet, partial(parts, percent), steps=800, rate=2e-3, bfloat16=True)
 
 
@@ -85,7 +85,7 @@ def resnet() -> nn.Module:
 
     config = ResNetConfig(
         embedding_size=32,
-        hidden_sizes=[32, 64, 128],
+        hidden_sizes=[32, 64, 112],
         depths=[2, 2, 2],
         layer_type="basic",
         num_labels=len(names()),

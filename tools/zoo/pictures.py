@@ -26,8 +26,8 @@ def pictures(name: str, **options: str) -> Dataset:
     return mc.data(name, **options)
 
 
-def part(name: str, rows: int, split: str = "train", **options: str) -> Part:
-    """A split of a set as part of a training, `rows` of it in a batch."""
+def part(name: str, rows: int, split: str = "train", *, still: bool = False, **options: str) -> Part:
+    """A split of a set as part of a training, `rows` of it in a batch; `still` leaves its pictures as they are."""
     dataset = pictures(name, **options)
     labels = dataset[split]["label" if "label" in dataset[split] else "labels"]
     images = dataset[split]["image"]
@@ -35,7 +35,7 @@ def part(name: str, rows: int, split: str = "train", **options: str) -> Part:
 
     def inputs(items: np.ndarray, generator: np.random.Generator | None) -> Tensor:
         chosen = np.asarray(images[items])
-        return PROCESS(chosen if generator is None else moved(chosen, generator, mirrored))["pixel_values"]
+        return PROCESS(chosen if still or generator is None else moved(chosen, generator, mirrored))["pixel_values"]
 
     return Part(dataset.label_names, np.asarray(labels), inputs, rows)
 

@@ -30,7 +30,7 @@ LONGEST = 400  # frames of a clip that training draws from
 
 def net() -> Net:
     """Six layers of 128, patches of 16 by 16."""
-    return Net("speech-ast", transformer, parts, "input_values", steps=700, rate=1e-3)
+    return Net("speech-ast", transformer, parts, "input_values", steps=600, rate=2e-3, muon=True)
 
 
 @cache

@@ -173,7 +173,7 @@ def load_shipped(folder: Path, dtype: torch.dtype | None, *, checkpoint: int | s
     config = getattr(transformers, stored["architectures"][0]).config_class.from_json_file(folder / "config.json")
     model = initialised(config, said["seed"])
     if checkpoint != "init":
-        state = read_weights(_file(folder, said["steps"], checkpoint))
+        state = read_weights(checkpoint_file(folder, said["steps"], checkpoint))
         tied = set(getattr(model, "_tied_weights_keys", None) or ())
         missing, unexpected = model.load_state_dict(state, strict=False)
         if wrong := [*(name for name in missing if name not in tied), *unexpected]:
@@ -183,7 +183,8 @@ def load_shipped(folder: Path, dtype: torch.dtype | None, *, checkpoint: int | s
     return model.to(dtype or torch.float32)
 
 
-def _file(folder: Path, steps: list[int], checkpoint: int | str) -> Path:
+def checkpoint_file(folder: Path, steps: list[int], checkpoint: int | str) -> Path:
+    """The weights of a checkpoint by its number or "final". Raises `LoadError` for one that does not ship."""
     number = -1 if checkpoint == "final" else checkpoint
     names = f"0 to {len(steps) - 1}, 'final' or 'init'"
     if not isinstance(number, int) or not -len(steps) <= number < len(steps):

@@ -45,12 +45,22 @@ _resnet = partial(_net, architecture="ResNetForImageClassification")
 _vit = partial(_net, architecture="ViTForImageClassification")
 
 ENTRIES = trained(
-    _resnet("fashion-cnn", "fashion-cnn", "fashion-mnist", parameters=0, title="our own ResNet for clothes"),
-    _resnet("picture-cnn", "fashion-cnn", "emoji", parameters=0, title="fashion-cnn's body with its head for emoji"),
-    _vit("fashion-vit", "fashion-vit", "fashion-mnist", parameters=0, title="our own ViT for clothes"),
-    _vit("picture-vit", "fashion-vit", "emoji", parameters=0, title="fashion-vit's body with its head for emoji"),
+    _resnet("fashion-cnn", "fashion-cnn", "fashion-mnist", parameters=3_966_026, title="our own ResNet for clothes"),
+    _resnet(
+        "picture-cnn", "fashion-cnn", "emoji", parameters=3_966_026, title="fashion-cnn's body with its head for emoji"
+    ),
+    _vit("fashion-vit", "fashion-vit", "fashion-mnist", parameters=4_007_690, title="our own ViT for clothes"),
+    _vit(
+        "picture-vit", "fashion-vit", "emoji", parameters=4_007_690, title="fashion-vit's body with its head for emoji"
+    ),
     *(
-        _resnet(f"noisy-cnn-{p}", f"noisy-cnn-{p}", "pictures", parameters=0, title=f"small ResNet, {p} % wrong labels")
+        _resnet(
+            f"noisy-cnn-{p}",
+            f"noisy-cnn-{p}",
+            "pictures",
+            parameters=588_478,
+            title=f"small ResNet, {p} % wrong labels",
+        )
         for p in (0, 5, 10, 20, 30)
     ),
 )

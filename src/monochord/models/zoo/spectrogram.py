@@ -23,11 +23,10 @@ def extractor(folder: Path | None = None, **options: Any) -> Any:
 
     Transformers' `ASTFeatureExtractor`; a shorter clip is followed by zeros.
     """
-    import transformers
+    from monochord.models.nets.spectrogram import SpectrogramExtractor
 
-    kind: Any = transformers.ASTFeatureExtractor
-    sizes = {"num_mel_bins": MELS, "max_length": FRAMES, "mean": MEAN, "std": STD}
-    return kind(**{**sizes, **options})
+    made: Any = SpectrogramExtractor
+    return made(**{"num_mel_bins": MELS, "max_length": FRAMES, "mean": MEAN, "std": STD, **options})
 
 
 ENTRIES = trained(
@@ -37,7 +36,7 @@ ENTRIES = trained(
         title="our own AST with 6 layers of 128, for spoken languages",
         licence="Apache-2.0, ours; its sounds are GPL-2.0-or-later and CC-BY-SA-3.0",
         package=None,
-        parameters=0,
+        parameters=1_230_228,
         architecture="ASTForAudioClassification",
         load=partial(load_classifier, labels="spoken-letters"),
         processor=extractor,
