@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from monochord.core.prompt import Prompt
+from monochord.core.prompt import Prompt, stack_of
 from monochord.core.sites import Site, SiteError, resolve, width
 from monochord.core.tuner import Tuner
 
@@ -42,6 +42,7 @@ class PromptTokens(Tuner):
         if not found:
             raise SiteError(f"{self.sites!r} names only the decoder's embedding: prompts go to the encoder's")
         for site in found:
+            stack_of(model, site)  # raises where no sequence of tokens begins
             yield site, Prompt(self._tokens(model, site, generator), self.front)
 
     def _tokens(self, model: nn.Module, site: Site, generator: Generator) -> Tensor:

@@ -39,7 +39,7 @@ class Prompt(Modification):
 
 def install_prompt(model: nn.Module, site: Site, prompt: Prompt, switch: Switch, number: int) -> list[Handle]:
     """Insert the prompt in every forward of the stack that `site`, an embedding, feeds."""
-    stack, norm = _stack(model, site)
+    stack, norm = stack_of(model, site)
     if prompt.front is None:
         prompt.front = causal(stack)
     embedding = model.get_submodule(site.module)
@@ -60,7 +60,7 @@ def causal(module: nn.Module) -> bool:
     return backwards or "CLIPText" in kind(module)  # which doesn't say so of itself
 
 
-def _stack(model: nn.Module, site: Site) -> tuple[nn.Module, nn.Module | None]:
+def stack_of(model: nn.Module, site: Site) -> tuple[nn.Module, nn.Module | None]:
     """The module that holds both the embedding and the blocks that it feeds, and its final norm."""
     parts = Index(model).anatomy.parts
     prefix = site.name.rpartition("embed")[0]
