@@ -18,10 +18,10 @@ from torch import nn
 from monochord.models.shipped import initialised
 
 SIZES = {  # hidden size, layers, heads, intermediate size, learning rate
-    "0.3m": (64, 3, 4, 160, 4e-3),
-    "1m": (128, 4, 4, 256, 3e-3),
-    "3m": (192, 5, 6, 480, 2e-3),
-    "8m": (320, 6, 10, 768, 1.5e-3),
+    "0.3m": (64, 3, 4, 160, 8e-3),
+    "1m": (128, 4, 4, 256, 6e-3),
+    "3m": (192, 5, 6, 480, 4e-3),
+    "8m": (320, 6, 10, 768, 3e-3),
 }
 SEED = 0
 
@@ -31,7 +31,7 @@ def net(size: str, without: str | None = None) -> Net:
     *_, rate = SIZES[size]
     name = f"ladder-{size}" + (f"-no-{without}" if without else "")
     left_out = SIBLINGS[f"no-{without}"] if without else ()
-    return Net(name, lambda: model(size), rate=rate, without=left_out, bfloat16=size != "0.3m")
+    return Net(name, lambda: model(size), rate=rate, muon=True, without=left_out, bfloat16=size != "0.3m")
 
 
 def model(size: str) -> nn.Module:

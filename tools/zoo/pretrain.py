@@ -1,4 +1,4 @@
-"""The training loop of the language nets: next token, AdamW, warm-up and cosine, one thread, can be resumed.
+"""The training loop of the language nets: next token, Muon or AdamW, warm-up and cosine, one thread, can be resumed.
 
 What a run leaves in `runs/zoo/NAME/`: weights at its checkpoints, `log.jsonl`, and the optimiser's state.
 """
@@ -31,6 +31,7 @@ class Net:
     steps: int = 3000
     rows: int = 4
     rate: float = 3e-3
+    muon: bool = False  # for the matrices of the blocks; everything else, and else everything, has AdamW
     without: tuple[str, ...] = ()
     bfloat16: bool = True
     first_row: int = 0
@@ -58,24 +59,22 @@ def train(net: Net, *, every: int = 200) -> None:
     rows = torch.from_numpy(stream(net.first_row + net.steps * net.rows, net.without).astype("int64"))[net.first_row :]
     net.folder.mkdir(parents=True, exist_ok=True)
     model = net.build().train()
-    matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=net.rate, betas=(0.9, 0.98), fused=True)
-    start, seconds = _resume(net, model, optimizer)
+    optimizers = _optimizers(net, model)
+    start, seconds = _resume(net, model, optimizers)
     log = open(net.folder / "log.jsonl", "a", encoding="utf8")  # noqa: SIM115  (open through the whole run)
     total, since = 0.0, start
     begun = time.process_time()
     for step in range(start, net.steps):
-        for group in optimizer.param_groups:
+        for group in (group for optimizer in optimizers for group in optimizer.param_groups):
             group["lr"] = net.rate * _schedule(step, net.steps)
         batch = rows[step * net.rows : (step + 1) * net.rows]
         with torch.autocast("cpu", torch.bfloat16, enabled=net.bfloat16):
             loss, shown = (net.loss or next_token)(model, batch)
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
         total += shown.item()
         if not math.isfinite(total):
             raise FloatingPointError(f"{net.name}: the loss is {total} at step {step + 1}")
@@ -89,7 +88,7 @@ def train(net: Net, *, every: int = 200) -> None:
             log.flush()
             total, since = 0.0, done
             if done % every == 0:
-                _keep(net, model, optimizer, done, spent)
+                _keep(net, model, optimizers, done, spent)
                 print(net.name, line, f"{done * net.rows * LENGTH / spent:.0f} tokens a CPU second", flush=True)
 
 
@@ -109,6 +108,20 @@ def save_weights(model: nn.Module, file: Path) -> None:
     partial.rename(file)
 
 
+def _optimizers(net: Net, model: nn.Module) -> list[torch.optim.Optimizer]:
+    inner = {n for n, p in model.named_parameters() if net.muon and p.ndim == 2 and "embed" not in n}
+    rest = [(n, p) for n, p in model.named_parameters() if n not in inner]
+    groups = [
+        {"params": [p for _, p in rest if p.ndim > 1], "weight_decay": 0.1},
+        {"params": [p for _, p in rest if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    made: list[torch.optim.Optimizer] = [torch.optim.AdamW(groups, lr=net.rate, betas=(0.9, 0.98), fused=True)]
+    if inner:
+        matrices = [p for n, p in model.named_parameters() if n in inner]
+        made.append(torch.optim.Muon(matrices, lr=net.rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"))
+    return made
+
+
 def _schedule(step: int, steps: int) -> float:
     """The share of the rate: up in a twentieth of the steps, then a cosine down to a tenth."""
     warm = max(1, steps // 20)
@@ -117,21 +130,23 @@ def _schedule(step: int, steps: int) -> float:
     return 0.55 + 0.45 * math.cos(math.pi * (step - warm) / (steps - warm))
 
 
-def _keep(net: Net, model: nn.Module, optimizer: Any, step: int, seconds: float) -> None:
+def _keep(net: Net, model: nn.Module, optimizers: list[Any], step: int, seconds: float) -> None:
     partial = net.folder / "state.part"
-    state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step, "seconds": seconds}
+    moments = [optimizer.state_dict() for optimizer in optimizers]
+    state = {"model": model.state_dict(), "optimizers": moments, "step": step, "seconds": seconds}
     torch.save(state, partial)
     partial.rename(net.folder / "state.pt")
 
 
-def _resume(net: Net, model: nn.Module, optimizer: Any) -> tuple[int, float]:
+def _resume(net: Net, model: nn.Module, optimizers: list[Any]) -> tuple[int, float]:
     file = net.folder / "state.pt"
     if not file.exists():
         (net.folder / "log.jsonl").unlink(missing_ok=True)
         return 0, 0.0
     state = torch.load(file, weights_only=True)
     model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
+    for optimizer, moments in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(moments)
     lines = (net.folder / "log.jsonl").read_text(encoding="utf8").splitlines(keepends=True)
     kept = [line for line in lines if json.loads(line)["step"] <= state["step"]]
     (net.folder / "log.jsonl").write_text("".join(kept), encoding="utf8")
