@@ -1,0 +1,81 @@
+"""Coloured things: digits of MNIST and clothes of Fashion-MNIST, painted on coloured grounds, with captions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from monochord.data.catalog import Read, Source
+from monochord.data.dataset import DataError, Split
+from monochord.data.painting import HELD_OUT, OBJECTS, Painter, caption
+from monochord.data.sets import fashion_mnist, mnist
+
+CLOTHES = {0: "shirt", 3: "dress", 7: "sneaker", 8: "bag", 9: "boot"}  # labels of Fashion-MNIST
+SIZES = {"train": 20_000, "validation": 2_000, "test": 4_000, "composed": 1_000}
+
+
+def convert(packages: tuple[Path, Path], folder: Path) -> None:
+    """The shapes of each split, and what they are."""
+    worn = folder / "worn"
+    worn.mkdir()
+    fashion_mnist.convert(packages[0], worn)
+    clothes, _ = fashion_mnist.read(worn)
+    digits, _ = mnist.read(packages[1])
+    for part in ("train", "validation", "test"):
+        labels = clothes[part]["label"]
+        kept = np.isin(labels, list(CLOTHES))
+        numbers = np.array([OBJECTS.index(CLOTHES[label]) for label in labels[kept]], np.int64)
+        shapes = np.concatenate([digits[part]["image"], clothes[part]["image"][kept]])
+        np.save(folder / f"{part}-shapes.npy", shapes)
+        np.save(folder / f"{part}-labels.npy", np.concatenate([digits[part]["label"], numbers]))
+    for file in worn.iterdir():
+        file.unlink()
+    worn.rmdir()
+
+
+def painters(folder: Path) -> dict[str, Painter]:
+    """A painter a split; "composed" paints the test split's shapes in the colours that were held out of them."""
+    found = {
+        part: Painter(np.load(folder / f"{part}-shapes.npy", mmap_mode="r"), np.load(folder / f"{part}-labels.npy"))
+        for part in ("train", "validation", "test")
+    }
+    return {**found, "composed": Painter(found["test"].shapes, found["test"].labels, composed=True)}
+
+
+def read(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Read:
+    """Pictures (n, 32, 32, 3) with captions in `text` and `object`, `colour`, `background` and `place` as numbers.
+
+    Each split has shapes of its own; `sizes` says how many pictures each gets, drawn by `seed`.
+    """
+    wanted = {**SIZES, **(sizes or {})}
+    if unknown := set(wanted) - set(SIZES):
+        raise DataError(f"coloured-things has no split {sorted(unknown)[0]!r}: there are {', '.join(SIZES)}")
+    splits = {}
+    for number, (part, painter) in enumerate(painters(folder).items()):
+        if wanted[part] < 1:
+            raise DataError(f"coloured-things: sizes[{part!r}]={wanted[part]}, give at least 1")
+        drawn = painter.draw(wanted[part], np.random.default_rng((seed, number)))
+        names = ("object", "colour", "background", "place")
+        rows = zip(*(drawn[name] for name in names), strict=True)
+        texts = [caption(dict(zip(names, row, strict=True))) for row in rows]
+        splits[part] = Split({**drawn, "text": texts})
+    notes = (
+        f"{len(HELD_OUT)} of {len(OBJECTS) * 6} pairs of thing and colour are in the split 'composed' alone",
+        "monochord.data.painting reads colour, background and place back from the pixels",
+    )
+    return splits, notes
+
+
+ENTRIES = [
+    Source(
+        name="coloured-things",
+        kind="image-text",
+        title="digits and clothes in six colours on six grounds, 32 by 32, with captions",
+        licence="MIT (Fashion-MNIST); MNIST: ISC for the package, upstream CC-BY-SA-3.0",
+        package=(fashion_mnist.ENTRIES[0].packages[0], mnist.ENTRIES[0].packages[0]),
+        convert=convert,
+        read=read,
+    )
+]

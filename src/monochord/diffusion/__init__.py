@@ -1,0 +1,1 @@
+"""Diffusion models: sampling from them, and what is done to them."""
