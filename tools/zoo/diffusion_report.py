@@ -22,7 +22,7 @@ from torch import Tensor
 from monochord.models.shipped import SHIPPED, read_weights, write_weights
 
 REPORTS = Path(__file__).parent / "reports"
-FIGURES = ROOT / "docs/figures"
+FIGURES = ROOT / "docs/nets"
 
 
 def edm_report(run: Run, n: int = 1024) -> None:

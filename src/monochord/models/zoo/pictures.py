@@ -186,7 +186,7 @@ ENTRIES = trained(
         "pictures-judge",
         "image-classifier",
         "AttributeJudge",
-        0,
+        228_766,
         "our own reader of coloured things: what, which colour, on what, where",
         load_judge,
         no_processor,
