@@ -34,9 +34,8 @@ paper = Paper(
           "monochord.continual.springs", "monochord.continual.ewc", "monochord.continual.synaptic_intelligence",
           "monochord.continual.without_forgetting"],
     chance={"final": 0.1},
-    seeds=(0, 1, 2, 3, 4),
 )  # fmt: skip
-TASKS, ROWS, EPOCHS, BATCH, SHARE = 10, 1297, 3, 32, 0.1
+TASKS, ROWS, EPOCHS, BATCH, SHARE = 10, 1297, 5, 32, 0.1
 TUNING = 1000  # added to the seed of the runs in which a strength is chosen
 
 EWC_STRENGTHS = (1.0, 5.0, 25.0, 125.0)
