@@ -100,3 +100,15 @@ def test_real_shapes_are_read_back_too():
         mc.data("coloured-things", sizes={"dev": 3})
     with pytest.raises(DataError, match="at least 1"):
         mc.data("coloured-things", sizes={"test": 0})
+
+
+def test_digits_are_enlarged_by_their_margin():
+    from monochord.data.sets.coloured_things import enlarged
+
+    grey = np.zeros((1, 28, 28), np.uint8)
+    grey[0, 4:24, 9:19] = 200
+    large = enlarged(grey)
+    assert large.shape == grey.shape and large.max() == 200
+    rows, columns = np.flatnonzero(large[0].max(1) > 100), np.flatnonzero(large[0].max(0) > 100)
+    assert abs(len(rows) - 20 * 28 / 22) <= 1 and abs(len(columns) - 10 * 28 / 22) <= 1
+    assert abs((rows[0] + rows[-1]) / 2 - 13.5) < 1

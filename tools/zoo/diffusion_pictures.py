@@ -31,8 +31,8 @@ OFTEN, ONCE, TIMES = 16, 200, 100  # pictures that come 100 times in a round of 
 
 
 def base() -> Run:
-    """2,000 steps of 32 pictures."""
-    return Run("pictures-unet", build, loss, steps=2_000, rate=1.5e-3, seed=SEED)
+    """3,200 steps of 32 pictures."""
+    return Run("pictures-unet", build, loss, steps=3_200, rate=1.5e-3, seed=SEED)
 
 
 def memorised() -> Run:

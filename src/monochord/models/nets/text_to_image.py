@@ -42,10 +42,10 @@ class TextToImage(nn.Module):
         return ids
 
     def loss(self, pictures: Tensor, input_ids: Tensor, generator: Generator) -> Tensor:
-        """The training loss (batch,): mean square error of the scheduler's target, at timesteps spread evenly."""
+        """The training loss (batch,): mean square error of the scheduler's target, at timesteps spread over all, more to the noise."""
         steps, n = self.scheduler.config.num_train_timesteps, len(pictures)
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
-        return self.loss_at(pictures, input_ids, (spread * steps).long(), generator)
+        return self.loss_at(pictures, input_ids, (spread**0.7 * steps).long(), generator)
 
     def loss_at(self, pictures: Tensor, input_ids: Tensor, timestep: Tensor, generator: Generator) -> Tensor:
         """The same at given timesteps (batch,)."""

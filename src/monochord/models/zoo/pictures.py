@@ -30,8 +30,8 @@ def text_to_image(seed: int, vocabulary: int) -> Any:
     nets: Any = patched_unet  # neither is typed
     text = CLIPTextConfig(
         vocab_size=vocabulary,
-        hidden_size=128,
-        intermediate_size=384,
+        hidden_size=96,
+        intermediate_size=288,
         num_hidden_layers=2,
         num_attention_heads=4,
         max_position_embeddings=TOKENS,
@@ -51,7 +51,9 @@ def text_to_image(seed: int, vocabulary: int) -> Any:
             mid_block_type="UNetMidBlock2DCrossAttn",
             up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
             layers_per_block=1,
-            cross_attention_dim=128,
+            cross_attention_dim=96,
+            addition_embed_type="text",  # the whole caption joins the timestep too
+            addition_embed_type_num_heads=4,
             attention_head_dim=4,  # the number of heads, by diffusers' old name
             norm_num_groups=8,
         )
@@ -159,7 +161,7 @@ ENTRIES = trained(
         "pictures-unet",
         "text-to-image",
         "TextToImage",
-        3_629_356,
+        3_498_412,
         "our own U-Net that paints digits and clothes as captions say, 32 by 32",
         load,
         tokenizer,
@@ -168,7 +170,7 @@ ENTRIES = trained(
         "pictures-unet-memorised",
         "text-to-image",
         "TextToImage",
-        3_629_356,
+        3_498_412,
         "pictures-unet gone on with pictures that come many times, which it replays",
         load,
         tokenizer,
