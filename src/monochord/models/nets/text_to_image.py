@@ -42,7 +42,10 @@ class TextToImage(nn.Module):
         return ids
 
     def loss(self, pictures: Tensor, input_ids: Tensor, generator: Generator) -> Tensor:
-        """The training loss (batch,): mean square error of the scheduler's target, at timesteps spread over all, more to the noise."""
+        """The training loss (batch,): mean square error of the scheduler's target, at timesteps of all sizes.
+
+        The share of time is a uniform number to the power 0.7: more of what is nearly noise, where captions matter.
+        """
         steps, n = self.scheduler.config.num_train_timesteps, len(pictures)
         spread = (torch.randperm(n, generator=generator) + torch.rand(n, generator=generator)) / n
         return self.loss_at(pictures, input_ids, (spread**0.7 * steps).long(), generator)
