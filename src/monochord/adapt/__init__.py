@@ -2,6 +2,7 @@
 
 from monochord.adapt.bitfit import BitFit
 from monochord.adapt.bottleneck_adapter import BottleneckAdapter
+from monochord.adapt.conformer_adapter import ConformerAdapter
 from monochord.adapt.dora import DoRA
 from monochord.adapt.flora import FLoRA
 from monochord.adapt.full_tuning import FullTuning
@@ -13,6 +14,7 @@ from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
 from monochord.adapt.mask_tuning import MaskTuning
 from monochord.adapt.mix_and_match import MixAndMatch
+from monochord.adapt.nmtune import NMTune
 from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
 from monochord.adapt.prompt_tokens import PromptTokens
@@ -29,6 +31,7 @@ __all__ = [
     "SPT",
     "BitFit",
     "BottleneckAdapter",
+    "ConformerAdapter",
     "DoRA",
     "FLoRA",
     "FullTuning",
@@ -38,6 +41,7 @@ __all__ = [
     "LoRA",
     "MaskTuning",
     "MixAndMatch",
+    "NMTune",
     "ParallelAdapter",
     "PrefixTuning",
     "PromptTokens",

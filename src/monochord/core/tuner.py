@@ -257,7 +257,9 @@ class _Freeze:
     def add(self, tuned: Tuned) -> None:
         if not self.tuned:
             object.__setattr__(self.model, _FREEZE, self)
+            ours = {id(m) for _, change in tuned.placements for m in change.modules()}  # a tuner's own norms learn
             norms = [m for m in self.model.modules() if getattr(m, "running_mean", None) is not None]
+            norms = [m for m in norms if id(m) not in ours]
             self.handles = [m.register_forward_pre_hook(_stand_still) for m in norms]
         self.tuned.append(tuned)
         own = {id(p) for p in tuned.trained}

@@ -150,9 +150,9 @@ def check_frozen_stays(factory: Factory, model: nn.Module, batch: Batch) -> None
     """What is frozen stays bit-identical through AdamW with decay, momentum and moving averages of the model."""
     tuned = factory().attach(model)
     try:
-        own = {id(p) for p in tuned.trained}
+        own = {id(p) for p in tuned.trained} | {id(b) for _, change in tuned.placements for b in change.buffers()}
         frozen = {n: p.detach().clone() for n, p in model.named_parameters() if id(p) not in own}
-        buffers = {n: b.detach().clone() for n, b in model.named_buffers()}
+        buffers = {n: b.detach().clone() for n, b in model.named_buffers() if id(b) not in own}
         ema = torch.optim.swa_utils.get_ema_multi_avg_fn(0.5)  # type: ignore[no-untyped-call]
         average = torch.optim.swa_utils.AveragedModel(model, multi_avg_fn=ema)
         train(tuned, batch, averaged=average)
