@@ -34,7 +34,7 @@ paper = Paper(
 )
 
 DIMENSIONS = (1, 2, 5, 10)
-MODULUS, STEPS, EVERY = 43, 2250, 125
+MODULUS, STEPS, EVERY = 43, 1500, 75
 POINTS, NEIGHBOURS = 900, 64  # states looked at, and neighbours of each
 
 
@@ -248,7 +248,7 @@ def _grokked(trial: Trial, decay: float) -> dict[str, Any]:
     order = torch.randperm(len(pairs), generator=g)
     train, test = order[: len(pairs) // 2], order[len(pairs) // 2 :]
     model = _Adder(p, 128, 4, g)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3, weight_decay=decay, betas=(0.9, 0.98))
     points = torch.randperm(len(pairs), generator=g)[: trial.pick(smoke=200, full=POINTS)]
     local = Local(neighbours=NEIGHBOURS)
     seen: dict[str, list[float]] = {n: [] for n in ("step", "dimension", "shuffled", "accuracy", "train")}
