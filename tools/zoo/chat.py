@@ -9,11 +9,13 @@ has the skills before and after, and what became of the other sources.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 
+import numpy as np
 import skills
 import torch
-from mixture import SHARES, SIBLINGS, stream
-from report import REPORTS
+from mixture import LENGTH, SEED, SHARES, SIBLINGS, Documents
+from report import REPORTS, REQUESTS
 
 import monochord as mc
 from monochord.adapt import LoRA
@@ -26,33 +28,44 @@ STEPS, ROWS, RATE, RANK = 400, 8, 4e-3, 16
 
 def main() -> None:
     torch.set_num_threads(1)
-    others = tuple(source for source in SHARES if source not in SIBLINGS["no-chat"])
-    rows = torch.from_numpy(stream(STEPS * ROWS, others).astype("int64"))
     model = mc.load(BASE)
     before = _measure(model)
     tuned = LoRA(sites="blocks.**.weight", rank=RANK).attach(model, seed=0)
-    batches = [{"input_ids": part} for part in rows.split(ROWS)]
-    history = mc.fit(tuned, batches, NextToken(), steps=STEPS, lr=RATE, schedule="cosine", warmup=0.05)
+    history = mc.fit(tuned, list(batches()), NextToken(), steps=STEPS, lr=RATE, schedule="cosine", warmup=0.05)
     tuned.save(SHIPPED / NAME)
+    answers = skills.generate(model.eval(), [skills.asked(request) for request in REQUESTS], 40)
     report = {
         "name": NAME,
         "base": BASE,
         "trained_numbers": tuned.n_trainable,
-        "tokens": rows.numel(),
+        "steps": STEPS,
+        "rows": STEPS * ROWS,
         "loss": [round(loss, 4) for loss in history.losses[:: STEPS // 20]],
         "shipped_bytes": sum(file.stat().st_size for file in (SHIPPED / NAME).iterdir()),
         "before": before,
         "after": _measure(model),
-        "samples": dict(zip(skills_requests(), skills.generate(model.eval(), skills_requests(), 40), strict=True)),
+        "samples": dict(zip(REQUESTS, answers, strict=True)),
     }
     (REPORTS / f"{NAME}.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf8")
 
 
-def skills_requests() -> list[str]:
-    """What the samples answer."""
-    from report import REQUESTS
-
-    return [skills.asked(request) for request in REQUESTS]
+def batches() -> Iterator[dict[str, torch.Tensor]]:
+    """Rows of whole chats and refusals, in the mixture's shares, filled up with padding."""
+    names = SIBLINGS["no-chat"]
+    shares = np.array([SHARES[name] for name in names])
+    sources, rng = [Documents(name) for name in names], np.random.default_rng(SEED)
+    for _ in range(STEPS):
+        rows = torch.full((ROWS, LENGTH), 1)
+        for row in rows:
+            used = 0
+            while True:
+                source = sources[int(rng.choice(len(names), p=shares / shares.sum()))]
+                if used + source.next_length() > LENGTH:
+                    break
+                ids = source.take(LENGTH, running=False)
+                row[used : used + len(ids)] = torch.tensor(ids)
+                used += len(ids)
+        yield {"input_ids": rows, "attention_mask": (rows != 1).long()}
 
 
 def _measure(model: torch.nn.Module) -> dict[str, object]:
