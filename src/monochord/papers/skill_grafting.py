@@ -5,6 +5,11 @@ nothing of the task, so that the base is at chance and only the tuned blocks car
 as they are. Tuned by plain gradient descent with an L1 pull back to the base, as the paper does where skills are
 spread out. The masks are learnt from the same few examples and always measured rounded. Tasks: the sentiment of tweets,
 of sentences on films, and spam.
+
+What fails, and why as far as is known: a thousandth of the weights recovers two thirds of the gain, not 95 % (without
+the L1 pull a hundredth did not reach it either). The tuned model, held back by the pull, is calibrated well already.
+The base, at 40 %, is below chance on tweets, so any disturbance that brings it to chance counts as a fifth of the gain:
+the flipped graft does just that.
 """
 
 from __future__ import annotations

@@ -5,6 +5,11 @@ refuse harmful requests ("I'm sorry") and to begin answers to harmless ones with
 the safety tuning of the paper's models, no more. Rates are of the first token of the answer, on prompts never trained.
 Before a request may stand running text as the base saw it, harmful requests that were answered, or, as the neutral
 context, harmless ones, all of the same lengths.
+
+What fails, and why as far as is known: the behaviour is saturated (85 % of refusals already at half of tuning's part,
+and embedding and head stay tuned at any alpha), and a model this small barely reads its context: shots and text move
+its answers by a few percent, with its contribution as flat. Re-encoded words are rare tokens, whose tuned embeddings
+raise the contribution.
 """
 
 from __future__ import annotations
