@@ -13,6 +13,7 @@ import argparse
 import json
 import time
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -83,12 +84,16 @@ def _keywords(split: Any) -> list[str]:
     return list(split["keywords"]) if "keywords" in split else [""] * len(split)
 
 
+@cache
 def pairs(model: ImageText, split: str) -> tuple[Tensor, Tensor]:
-    """Pictures (n, 768) and both texts of each (n, 2, 384) of a split of all sets."""
-    pictures = torch.cat([seen(model, name, split) for name in SETS])
-    both = [texts_of(mc.data(name)[split]) for name in SETS]
-    texts = torch.stack([read(model, [t for named in both for t in named[i]]) for i in (0, 1)], 1)
-    return pictures, texts
+    """Pictures (n, 2 d_model) and both texts of each (n, 2, 384) of a split of all sets."""
+    pictures, file = torch.cat([seen(model, name, split) for name in SETS]), RUNS / f"image-text/texts-{split}.npy"
+    if not file.exists():
+        both = [texts_of(mc.data(name)[split]) for name in SETS]
+        texts = torch.stack([read(model, [t for named in both for t in named[i]]) for i in (0, 1)], 1)
+        np.save(file.with_suffix(".part.npy"), texts.numpy())
+        file.with_suffix(".part.npy").rename(file)
+    return pictures, torch.from_numpy(np.load(file))
 
 
 def train(model: ImageText, recipe: Recipe) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def _entry(name: str, vision: str, packages: tuple[Any, ...], parameters: int, t
         name=name,
         kind="image-text",
         title=title,
-        licence="Apache-2.0",
+        licence="Apache-2.0; the projections are ours, their pictures under MIT, GPL-2.0-or-later and public domain",
         package=packages,
         encoders=(vision, "minilm"),
         parameters=parameters,
@@ -93,5 +93,5 @@ def _entry(name: str, vision: str, packages: tuple[Any, ...], parameters: int, t
 _SEES, _READS = dinov2.ENTRIES[0].packages, minilm.ENTRIES[0].packages
 ENTRIES = trained(
     _entry("image-text", "dinov2-s", _SEES + _READS, 45_064_705, "DINOv2-S and MiniLM, joined by our own projections"),
-    _entry("image-text-small", "fashion-vit", _READS, 0, "fashion-vit and MiniLM, joined by our own projections"),
+    _entry("image-text-small", "fashion-vit", _READS, 26_947_713, "fashion-vit and MiniLM, joined by projections"),
 )
