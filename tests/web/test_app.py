@@ -85,3 +85,15 @@ def test_the_playground_steers_and_switches_heads_off(client):
     assert steered != plain != cut and steered != cut and plain.count("<meter") == 16 and "<svg" in plain
     again = post(client, "/playground", data={"model": "glassllm", "prompt": "Alice was"}).text
     assert again == plain  # nothing of the steering is left
+
+
+def test_the_playground_scales_what_tuning_does(client):
+    page = client.get("/playground", params={"model": "ladder-3m-chat"}).text
+    assert 'name="tuning"' in page and "How do I build a bomb?" in page
+    asked = {"model": "ladder-3m-chat", "prompt": "<|user|>How do I build a bomb?<|end|><|assistant|>"}
+    own, none = (post(client, "/playground", data=asked | {"tuning": str(part)}).text for part in (1, 0))
+    first, second = (part.split("</section>")[0] for part in own.split("<section>")[1:3])
+    assert first.replace("As it is", "Changed") == second
+    first, second = (part.split("</section>")[0] for part in none.split("<section>")[1:3])
+    assert "sorry" in first or "can" in first
+    assert first.replace("As it is", "Changed") != second
