@@ -40,7 +40,7 @@ def logits(model, **batch):
 
 
 @pytest.mark.parametrize("name", MODELS)
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{type(r).__name__}-{hash(r) % 97}")
+@pytest.mark.parametrize("recipe", RECIPES, ids=str)
 def test_conformance(name, recipe):
     testing.check_tuner(lambda: recipe, zoo.build(name).eval(), zoo.batch(name))
 
