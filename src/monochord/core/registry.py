@@ -26,6 +26,7 @@ from monochord.core.specs import MethodError, parse, parse_call, problems, split
 __all__ = ["Method", "MethodError", "build", "catalog", "describe", "find", "methods", "parse_call", "split"]
 
 GROUP = "monochord.methods"
+ALIASES = {"adapter": "bottleneck-adapter", "prompt": "prompt-tokens"}  # short names stay as the repertoire grows
 FAMILIES = {"adapt": ("monochord.adapt", "Tuner")}  # family: package, base class of its methods
 
 
@@ -72,6 +73,7 @@ def find(name: str) -> Method:
     Raises `MethodError` with the nearest name.
     """
     wanted = name.strip().lower().replace("_", "-")
+    wanted = ALIASES.get(wanted, wanted)
     for method in _all():
         if wanted in (method.name, method.full_name):
             return method
