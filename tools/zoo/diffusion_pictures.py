@@ -31,15 +31,14 @@ OFTEN, ONCE, TIMES = 16, 200, 100  # pictures that come 100 times in a round of 
 
 
 def base() -> Run:
-    """3,200 steps of 32 pictures."""
-    return Run("pictures-unet", build, loss, steps=3_200, rate=1.5e-3, seed=SEED)
+    """5,600 steps of 32 pictures."""
+    return Run("pictures-unet", build, loss, steps=5_600, rate=1.5e-3, seed=SEED)
 
 
 def memorised() -> Run:
     """400 steps of 32 pictures from the first net's weights: half of them of the set that is memorised."""
-    return Run(
-        "pictures-unet-memorised", build_again, loss_memorised, steps=600, rate=6e-4, average=0.99, seed=SEED + 1
-    )
+    name = "pictures-unet-memorised"
+    return Run(name, build_again, loss_memorised, steps=400, rate=6e-4, average=0.99, seed=SEED + 1)
 
 
 def build() -> nn.Module:

@@ -1,9 +1,9 @@
-"""The project's own diffusion nets: captioned pictures of coloured things, and clothes by EDM.
+"""The project's own diffusion nets and the judge of their pictures; each appears in the catalog with its weights.
 
-`pictures-unet` draws what its caption says ("a small red seven on the left of a blue background"), by v-prediction
-on a cosine schedule with classifier-free guidance; `pictures-unet-memorised` went on from it on a set in which some
-pictures come many times, and replays those. `edm-unet` makes Fashion-MNIST's clothes, unconditionally.
-tools/zoo/diffusion_pictures.py and diffusion_edm.py train them; tools/zoo/reports has what was measured.
+`edm-unet` makes Fashion-MNIST's clothes, unconditionally. `pictures-unet` draws what its caption says ("a small red
+seven on the left of a blue background"), by v-prediction on a cosine schedule with classifier-free guidance;
+`pictures-unet-memorised` goes on from it on a set in which some pictures come many times. `pictures-judge` reads what
+a picture shows. tools/zoo/diffusion_*.py train them; tools/zoo/reports has what was measured.
 """
 
 from __future__ import annotations
@@ -171,7 +171,7 @@ ENTRIES = trained(
         "text-to-image",
         "TextToImage",
         3_498_412,
-        "pictures-unet gone on with pictures that come many times, which it replays",
+        "pictures-unet gone on with pictures that come many times",
         load,
         tokenizer,
     ),
