@@ -191,6 +191,20 @@ def test_the_source_hash_minds_code_and_not_comments(tmp_path, monkeypatch):
     assert repertoire.source_hash("monochord.adapt.a") != first
 
 
+def test_the_source_hash_minds_the_shipped_nets_that_are_named(tmp_path, monkeypatch):
+    (tmp_path / "nets/ladder").mkdir(parents=True)
+    (tmp_path / "nets/ladder/step-1.safetensors").write_bytes(b"one")
+    (tmp_path / "paper.py").write_text("model = load('ladder')\n")
+    monkeypatch.setattr(repertoire, "SHIPPED", tmp_path / "nets")
+    monkeypatch.setattr(repertoire, "_path", lambda m: tmp_path / "paper.py" if m == "monochord.papers.a" else None)
+    first, files = repertoire.source_hash("monochord.papers.a"), repertoire.file_hashes("monochord.papers.a")
+    (tmp_path / "nets/other").mkdir()
+    assert repertoire.source_hash("monochord.papers.a") == first and set(files) == {"monochord.papers.a", "ladder"}
+    (tmp_path / "nets/ladder/step-1.safetensors").write_bytes(b"two")
+    assert repertoire.source_hash("monochord.papers.a") != first
+    assert repertoire.file_hashes("monochord.papers.a")["ladder"] != files["ladder"]
+
+
 def test_a_result_is_stale_when_code_changed_and_not_when_words_did(tmp_path, monkeypatch):
     (tmp_path / "papers").mkdir()
     file = tmp_path / "papers/flora.py"

@@ -21,6 +21,7 @@ from monochord.core.catalog import unknown
 PACKAGE = "monochord.papers"
 VERDICTS = ("works", "partly", "fails", "stale", "never run")
 COMMON = ("core", "data", "models", "lab", "papers")  # their changes don't make results stale
+SHIPPED = Path(__file__).parent.parent / "models/shipped"  # but those of nets that an experiment names do
 
 
 @dataclass(frozen=True)
@@ -124,19 +125,23 @@ def results_folder() -> Path:
 
 
 def source_hash(module: str, uses: Iterable[str] = ()) -> str:
-    """A hash of the code of a module, of what it `uses`, and of the methods these import.
+    """A hash of the code of a module, of what it `uses`, of the methods these import, and of our own nets they name.
 
     Comments, docstrings and layout don't count.
     """
     digest = hashlib.sha256()
-    for name in sorted(_reached({module, *uses})):
+    reached = _reached({module, *uses})
+    for name in sorted(reached):
         digest.update(f"{name}\n{_code(name)}\n".encode())
+    for net in _nets(reached):
+        digest.update(f"{net}\n{_bytes_hash(net)}\n".encode())
     return digest.hexdigest()[:16]
 
 
 def file_hashes(module: str, uses: Iterable[str] = ()) -> dict[str, str]:
-    """A hash of every file that `source_hash` minds, by module: as they are, quick to compare."""
-    return {name: _bytes_hash(name) for name in sorted(_reached({module, *uses}))}
+    """A hash of every module and net that `source_hash` minds: as they are, quick to compare."""
+    reached = _reached({module, *uses})
+    return {name: _bytes_hash(name) for name in [*sorted(reached), *_nets(reached)]}
 
 
 def _entry(record: dict[str, Any]) -> Entry:
@@ -207,9 +212,21 @@ def _declared(module: str) -> list[str]:
     return []
 
 
-def _bytes_hash(module: str) -> str:
-    path = _path(module)
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16] if path is not None else ""
+def _nets(modules: Iterable[str]) -> list[str]:
+    """The shipped nets that modules name, in order."""
+    there = {path.name for path in SHIPPED.iterdir() if path.is_dir()}
+    words = (node.value for name in modules for node in ast.walk(_tree(name)) if isinstance(node, ast.Constant))
+    return sorted({word for word in words if isinstance(word, str) and word in there})
+
+
+def _bytes_hash(name: str) -> str:
+    """Of a module's file, or of all files of a shipped net; empty for what is not there."""
+    path = _path(name)
+    files = [path] if path is not None else sorted((SHIPPED / name).glob("*"))
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:16] if files else ""
 
 
 def _code(module: str) -> str:
