@@ -137,6 +137,17 @@ def test_structure_and_activation_keep_less_each(name):
     assert all(kept[f"{label} compressed"] < kept[label] for label in ("full", "bias", "s2a"))
 
 
+@pytest.mark.parametrize("layer", [nn.LeakyReLU(0.2), nn.Hardtanh(), nn.Tanhshrink(), nn.LogSigmoid()], ids=str)
+def test_an_activation_of_another_slope_is_left_as_it_is(layer):
+    model = nn.Sequential(layer, nn.Hardswish())
+    x = torch.linspace(-5, 5, 401, requires_grad=True)
+    (exact,) = torch.autograd.grad(model(x).sum(), x)
+    with compressed(model, bits=8) as names:
+        assert names == ["1"]
+        (slope,) = torch.autograd.grad(model(x).sum(), x)
+    torch.testing.assert_close(slope, exact, atol=8e-3, rtol=0)  # a level is 2 / 255
+
+
 def test_what_cannot_be_compressed_says_so():
     with pytest.raises(ValueError, match="has no module that is one of"), compressed(nn.Linear(2, 2)):
         pass

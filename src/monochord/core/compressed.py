@@ -21,10 +21,14 @@ from torch import Tensor, nn
 from monochord.core.blocks import kind
 
 OPERATORS = ("activation", "norm", "softmax")
-_SLOPES = {  # the range of an activation's derivative
-    "relu": (0.0, 1.0), "gelu": (-0.13, 1.13), "silu": (-0.1, 1.1), "swish": (-0.1, 1.1), "sigmoid": (0.0, 0.25),
-    "tanh": (0.0, 1.0),
-}  # fmt: skip
+_SLOPES = {  # the range of the derivative, by class of torch or transformers
+    (0.0, 1.0): "ReLU ReLU6 Tanh Softplus",
+    (0.0, 0.25): "Sigmoid",
+    (-0.13, 1.13): "GELU GELUActivation NewGELUActivation FastGELUActivation GELUTanh AccurateGELUActivation",
+    (-0.1, 1.1): "SiLU SiLUActivation QuickGELUActivation",
+    (-0.5, 1.5): "Hardswish",
+}
+_SPANS = {name: span for span, names in _SLOPES.items() for name in names.split()}
 
 
 @dataclass(frozen=True)
@@ -117,12 +121,7 @@ def operator(module: nn.Module) -> str | None:
         return "norm"
     if isinstance(module, nn.Softmax):
         return "softmax" if module.dim in (-1, None) else None
-    alone = next(module.children(), None) is None and next(module.parameters(), None) is None
-    return "activation" if alone and _slope(name) is not None else None
-
-
-def _slope(name: str) -> tuple[float, float] | None:
-    return next((span for word, span in _SLOPES.items() if word in name.lower() and "leaky" not in name.lower()), None)
+    return "activation" if name in _SPANS else None
 
 
 class _Compressed:
@@ -133,11 +132,11 @@ class _Compressed:
 
     def __call__(self, x: Tensor) -> Tensor:
         own: Callable[[Tensor], Tensor] = type(self.module).forward.__get__(self.module)
-        if not torch.is_grad_enabled():
+        if not torch.is_grad_enabled() or not any(t.requires_grad for t in (x, *self.module.parameters())):
             return own(x)
         result: Tensor
         if self.which == "activation":
-            result = _Elementwise.apply(x, own, _slope(kind(self.module)), self.code)
+            result = _Elementwise.apply(x, own, _SPANS[kind(self.module)], self.code)
         elif self.which == "softmax":
             result = _Softmax.apply(x, own, self.code)
         else:
