@@ -114,7 +114,7 @@ def test_capture_goes_on_where_it_was(tmp_path, capsys):
     run(capsys, "capture", "glassllm", "movie-text", *options, "--out", tmp_path / "acts")
     assert all(torch.equal(load_file(middle)[name], value) for name, value in before.items())
     zarr = pytest.importorskip("zarr", reason="zarr needs Python 3.11")
-    for rows in (2, 5):  # goes on after two
+    for rows in (4, 5):  # goes on after four
         more = ("blocks.{0,1}:out", "--rows", rows, "--batch-size", 2, "--json")
         run(capsys, "capture", "glassllm", "movie-text", *more, "--out", tmp_path / "acts.zarr")
     group = zarr.open_group(tmp_path / "acts.zarr", mode="r")
@@ -123,6 +123,11 @@ def test_capture_goes_on_where_it_was(tmp_path, capsys):
     assert group["blocks.1:out"].shape[0] == 5 and group["attention_mask"].shape[0] == 5
     assert (group["blocks.1:out"][2:4, :longest] == kept["blocks.1:out"].numpy()).all()
     assert not group["blocks.1:out"][2:4, longest:].any()
+    other = ("blocks.{0,1}:out", "--rows", 8, "--batch-size", 4)
+    for out in ("acts", "acts.zarr"):  # five rows are no whole number of fours
+        with pytest.raises(SystemExit):
+            main(["capture", "glassllm", "movie-text", *map(str, other), "--out", str(tmp_path / out)])
+        assert "ends within a batch" in capsys.readouterr().err
     found = run(
         capsys, "capture", "glassllm", "movie-text", *options, "--statistics", "--out", tmp_path / "s.safetensors"
     )

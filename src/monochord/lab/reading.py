@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import count
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ def read_out(
     Activations go to the folder `out`, one safetensors file a batch, or, where its name ends in `.zarr`, to a group
     with one array a site; batches that are there already are not computed again. `statistics` writes one safetensors
     file with `SITE/mean` (d,) and `SITE/covariance` (d, d) over real tokens. Returns the shapes. Raises `ValueError`
-    when zarr is not installed.
+    when zarr is not installed, and when what is there ends within a batch.
     """
     import torch
 
@@ -52,14 +52,19 @@ def read_out(
         save_tensors(target, tensors, {"rows": rows, "split": split})
         return {"out": str(target), "shapes": {name: list(value.shape) for name, value in tensors.items()}}
     kept: _Folder | _Zarr = _Zarr(target) if target.suffix == ".zarr" else _Folder(target)
+    seen = 0
     with torch.inference_mode(), capture(net, sites) as found:
-        for i, batch in enumerate(batches):
-            if i >= kept.done:
-                net(**_inputs(batch))
-                tensors = {name: found[name].contiguous() for name in found}
-                if "attention_mask" in batch:
-                    tensors["attention_mask"] = batch["attention_mask"]
-                kept.write(i, tensors)
+        for batch in batches:
+            first, seen = seen, seen + len(next(iter(batch.values())))
+            if seen <= kept.rows:
+                continue
+            if first < kept.rows:
+                raise ValueError(f"{out} ends within a batch: use the batch_size it was begun with, or another name")
+            net(**_inputs(batch))
+            tensors = {name: found[name].contiguous() for name in found}
+            if "attention_mask" in batch:
+                tensors["attention_mask"] = batch["attention_mask"]
+            kept.write(tensors)
     return {"out": str(target), "shapes": kept.shapes()}
 
 
@@ -67,26 +72,28 @@ class _Folder:
     """A safetensors file a batch, whole or not there."""
 
     def __init__(self, folder: Path) -> None:
+        from monochord.core.tensorfile import read_header
+
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
-        self.done = next(i for i in count() if not self._file(i).exists())
+        there = list(takewhile(Path.exists, map(self._file, count())))
+        self.rows = sum(next(iter(read_header(file).tensors.values())).shape[0] for file in there)
+        self._next = len(there)
 
-    def write(self, batch: int, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
         from monochord.core.storage import save_tensors
 
-        save_tensors(self._file(batch), dict(tensors), {"batch": batch})
+        save_tensors(self._file(self._next), dict(tensors), {"batch": self._next})
+        self._next += 1
 
     def shapes(self) -> dict[str, list[int]]:
         """Of the last batch."""
-        from monochord.core.storage import load_tensors
+        from monochord.core.tensorfile import read_header
 
-        return {name: list(value.shape) for name, value in load_tensors(self._file(self._last()))[0].items()}
+        return {name: list(place.shape) for name, place in read_header(self._file(self._next - 1)).tensors.items()}
 
     def _file(self, batch: int) -> Path:
         return self.folder / f"{batch:05d}.safetensors"
-
-    def _last(self) -> int:
-        return next(i for i in count() if not self._file(i + 1).exists())
 
 
 class _Zarr:
@@ -99,12 +106,11 @@ class _Zarr:
             raise ValueError(f"{path}: install monochord[zarr] (Python 3.11 or later), or give a folder") from None
         self.group: Any = zarr.open_group(path, mode="a")
 
-    @property
-    def done(self) -> int:
-        return int(self.group.attrs.get("batches", 0))  # counted after a batch is whole
+        attributes: Any = self.group.attrs
+        self.rows: int = attributes.get("rows", 0)
 
-    def write(self, batch: int, tensors: Mapping[str, Tensor]) -> None:
-        first = int(self.group.attrs.get("rows", 0))
+    def write(self, tensors: Mapping[str, Tensor]) -> None:
+        first = self.rows
         for name, value in tensors.items():
             shape = (first + len(value), *value.shape[1:])
             if name not in self.group:
@@ -114,7 +120,7 @@ class _Zarr:
             array.resize(tuple(max(pair) for pair in zip(shape, array.shape, strict=True)))
             rows = (slice(first, shape[0]), *(slice(0, size) for size in shape[1:]))
             array[rows] = (value.float() if value.is_floating_point() else value).cpu().numpy()
-        self.group.attrs.update(batches=batch + 1, rows=shape[0])
+        self.rows = self.group.attrs["rows"] = shape[0]  # counted when the batch is whole
 
     def shapes(self) -> dict[str, list[int]]:
         return {name: list(array.shape) for name, array in self.group.arrays()}
