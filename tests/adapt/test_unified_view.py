@@ -203,3 +203,11 @@ def test_what_can_not_be_is_refused_with_the_way_out():
     model.config._attn_implementation = "eager"
     with PrefixTuning(2).attach(model), pytest.raises(SiteError, match="no prefix can join"):
         model(**zoo.batch("llama"))
+
+
+def test_a_parallel_adapter_reads_as_wide_as_its_layer_does():
+    model, batch = zoo.build("llama"), zoo.batch("llama")
+    recipe = BottleneckAdapter(sites="blocks.*.mlp.up:out", bottleneck=3, parallel=True)
+    with recipe.attach(model) as tuned:
+        assert tuned.n_trainable == 2 * (3 * 32 + 3 + 64 * 3 + 64)
+    testing.check_tuner(lambda: recipe, model, batch)

@@ -14,6 +14,7 @@ from typing import ClassVar
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
+from monochord.core.blocks import linear_like, widths
 from monochord.core.modification import Bottleneck
 from monochord.core.sites import Site, resolve, width
 from monochord.core.tuner import Tuner
@@ -59,5 +60,12 @@ class BottleneckAdapter(Tuner):
                     self.scale,
                     parallel=self.parallel,
                     generator=generator,
+                    inputs=_inputs(model, site) if self.parallel else None,
                 ),
             )
+
+
+def _inputs(model: nn.Module, site: Site) -> int | None:
+    """How wide what the sub-layer reads is, where a dense layer tells it; else as wide as what it returns."""
+    module = model.get_submodule(site.module if site.inlet is None else site.inlet)
+    return widths(module)[0] if linear_like(module) else None
