@@ -6,7 +6,6 @@ it too by `ConformerAdapter() | FullTuning("blocks.*.norm2")`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,7 +14,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from monochord.core.modification import Modification
+from monochord.core.modification import Modification, uniform
 from monochord.core.prompt import causal
 from monochord.core.sites import Site, resolve, width
 from monochord.core.tuner import Tuner
@@ -68,9 +67,9 @@ class ConformerConvolution(Modification):
         super().__init__()
         self.reads = "input" if parallel else "value"
         self.norm = nn.LayerNorm(width) if pre_norm else None
-        self.down = nn.Parameter(_uniform((2 * inner, width), width, generator))
+        self.down = nn.Parameter(uniform((2 * inner, width), width, generator))
         self.down_bias = nn.Parameter(torch.zeros(2 * inner))
-        self.depthwise = nn.Parameter(_uniform((inner, 1, kernel), kernel, generator))
+        self.depthwise = nn.Parameter(uniform((inner, 1, kernel), kernel, generator))
         self.batch_norm = nn.BatchNorm1d(inner)
         self.up = nn.Parameter(torch.zeros(width, inner))
         self.up_bias = nn.Parameter(torch.zeros(width))
@@ -85,8 +84,3 @@ class ConformerConvolution(Modification):
         hidden = F.conv1d(F.pad(hidden, sides), self.depthwise, groups=inner)
         hidden = F.silu(self.batch_norm(hidden)).transpose(1, 2)
         return value + F.linear(hidden, self.up, self.up_bias).to(value.dtype)
-
-
-def _uniform(shape: tuple[int, ...], fan_in: int, generator: Generator | None) -> Tensor:
-    bound = 1 / math.sqrt(fan_in)
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

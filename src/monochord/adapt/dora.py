@@ -16,10 +16,9 @@ import torch
 from torch import Generator, Tensor, nn
 
 from monochord.adapt.lora import check_rank, matrices, matrix_shape
-from monochord.core.blocks import owned
 from monochord.core.changes import LowRank
 from monochord.core.entries import Dense, Entry
-from monochord.core.sites import Site
+from monochord.core.sites import Site, base_weight
 from monochord.core.tuner import Tuner
 
 
@@ -45,10 +44,7 @@ class DoRA(Tuner):
             if experts:
                 raise ValueError(f"{site} holds fused experts, which DoRA has no row norms for: use LoRA there")
             check_rank(self.rank, site)
-            weight = owned(model.get_submodule(site.module), site.parameter).detach()
-            weight = weight.t() if site.transposed else weight
-            weight = weight if site.rows is None else weight[list(site.rows)]
-            yield site, DecomposedLowRank(weight, shape, self.rank, scale, self.dropout, generator)
+            yield site, DecomposedLowRank(base_weight(model, site), shape, self.rank, scale, self.dropout, generator)
 
 
 class DecomposedLowRank(LowRank):

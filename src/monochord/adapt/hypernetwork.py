@@ -22,8 +22,8 @@ import torch
 from torch import Generator, Tensor, nn
 
 from monochord.core.modification import WeightModification
-from monochord.core.sites import Site
-from monochord.core.sparse import as_applied, weights_at
+from monochord.core.sites import Site, base_weight
+from monochord.core.sparse import weights_at
 from monochord.core.tuner import Tuned, Tuner
 
 _ACTIVATIONS = {"leaky_relu": nn.LeakyReLU, "relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
@@ -81,13 +81,11 @@ def condition(tuned: Tuned, gamma: float | Sequence[float]) -> Iterator[None]:
 
 def predicted(tuned: Tuned, gammas: Tensor) -> dict[str, Tensor]:
     """The tuned weights at several settings (n, k), by native name (n, ...): for `torch.func` with `vmap`."""
-    state = dict(tuned.model.named_parameters(remove_duplicate=False))
     found: dict[str, Tensor] = {}
     for site, change in tuned.placements:
         if isinstance(change, Predicted):
-            name = f"{site.module}.parametrizations.{site.parameter}.original"
-            weight = state[name].detach()
-            found[site.path] = torch.stack([change.at(as_applied(weight, site), gamma) for gamma in gammas])
+            weight = base_weight(tuned.model, site)
+            found[site.path] = torch.stack([change.at(weight, gamma) for gamma in gammas])
     return found
 
 

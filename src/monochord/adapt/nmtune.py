@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from monochord.adapt.full_tuning import FullTuning
 from monochord.core.attach import Placement
-from monochord.core.modification import Modification
+from monochord.core.modification import Modification, uniform
 from monochord.core.objective import Batch, Loss, Objective, Step
 from monochord.core.sites import resolve, width
 from monochord.core.tuner import Tuned, Tuner
@@ -50,10 +50,10 @@ class FeatureNetwork(Modification):
     def __init__(self, d: int, ratio: float = 4.0, gain: float = 1.0, generator: Generator | None = None) -> None:
         super().__init__()
         inner = max(round(ratio * d), 1)
-        self.up = nn.Parameter(_uniform((inner, d), generator))
+        self.up = nn.Parameter(uniform((inner, d), d, generator))
         self.up_bias = nn.Parameter(torch.zeros(inner))
         self.batch_norm = nn.BatchNorm1d(inner)
-        self.down = nn.Parameter(_uniform((d, inner), generator))
+        self.down = nn.Parameter(uniform((d, inner), inner, generator))
         self.down_bias = nn.Parameter(torch.zeros(d))
         self.gain = nn.Parameter(torch.full((d,), gain))
         self.seen: tuple[Tensor, Tensor] | None = None
@@ -129,8 +129,3 @@ def spectrum(features: Tensor) -> dict[str, float]:
     values = torch.linalg.svdvals(F.normalize(features.double(), dim=-1))
     shares = values / values.sum()
     return {"sve": float(torch.special.entr(shares).sum()), "lsvr": -math.log(float(shares[0]))}
-
-
-def _uniform(shape: tuple[int, int], generator: Generator | None) -> Tensor:
-    bound = 1 / math.sqrt(shape[1])
-    return torch.empty(shape).uniform_(-bound, bound, generator=generator)

@@ -19,7 +19,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
-from monochord.core.modification import Modification
+from monochord.core.modification import Modification, uniform
 from monochord.core.sites import Site, SiteError, resolve, width
 from monochord.core.switch import Switch
 from monochord.core.tuner import Tuner
@@ -92,12 +92,10 @@ class Prefix(Modification):
             self.values = nn.Parameter(start)
             return
         self.seed = nn.Parameter(torch.randn(length, d_model, generator=generator))
-        bound = 1 / math.sqrt(d_model)
-        self.inner = nn.Parameter(torch.empty(hidden, d_model).uniform_(-bound, bound, generator=generator))
+        self.inner = nn.Parameter(uniform((hidden, d_model), d_model, generator))
         self.inner_bias = nn.Parameter(torch.zeros(hidden))
-        bound = 1 / math.sqrt(hidden)
         outputs = 2 * heads * d_head
-        self.outer = nn.Parameter(torch.empty(outputs, hidden).uniform_(-bound, bound, generator=generator))
+        self.outer = nn.Parameter(uniform((outputs, hidden), hidden, generator))
         self.outer_bias = nn.Parameter(torch.zeros(outputs))
 
     def table(self) -> tuple[Tensor, Tensor]:

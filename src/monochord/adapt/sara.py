@@ -14,11 +14,10 @@ from typing import ClassVar
 import torch
 from torch import Generator, Tensor, nn
 
-from monochord.core.blocks import owned
 from monochord.core.changes import SparseChange
 from monochord.core.history import Callback, Run
-from monochord.core.sites import Site
-from monochord.core.sparse import as_applied, sparse_changes, weights_at
+from monochord.core.sites import Site, base_weight
+from monochord.core.sparse import sparse_changes, weights_at
 from monochord.core.tuner import Tuned, Tuner
 
 
@@ -119,11 +118,6 @@ def importance_curve(
         for name, weight in found.items():
             weight.copy_(kept[name])
     return curve
-
-
-def base_weight(model: nn.Module, site: Site) -> Tensor:
-    """The base's weight at a site, as its layer sees it."""
-    return as_applied(owned(model.get_submodule(site.module), site.parameter).detach(), site)
 
 
 def quantile(scores: Sequence[Tensor], fraction: float) -> float:

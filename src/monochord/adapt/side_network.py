@@ -7,7 +7,6 @@ backward pass is smaller than the block's activations by the pooling times the n
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,7 +15,7 @@ import torch
 from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
-from monochord.core.modification import Modification
+from monochord.core.modification import Modification, uniform
 from monochord.core.prompt import causal
 from monochord.core.sites import Site, resolve, width
 from monochord.core.tuner import Tuner
@@ -59,8 +58,7 @@ class SideBranch(Modification):
         self, width: int, inner: int, pool: int = 2, groups: int = 1, generator: Generator | None = None
     ) -> None:
         super().__init__()
-        bound = math.sqrt(groups / width)
-        self.down = nn.Parameter(torch.empty(inner, width // groups).uniform_(-bound, bound, generator=generator))
+        self.down = nn.Parameter(uniform((inner, width // groups), width // groups, generator))
         self.down_bias = nn.Parameter(torch.zeros(inner))
         self.up = nn.Parameter(torch.zeros(width, inner))
         self.up_bias = nn.Parameter(torch.zeros(width))

@@ -21,8 +21,8 @@ from monochord.core.attach import Placement
 from monochord.core.changes import LowRank
 from monochord.core.modification import Bottleneck
 from monochord.core.pattern import SiteError
-from monochord.core.sites import Site, resolve
-from monochord.core.sparse import as_applied, sparse_changes, weights_at
+from monochord.core.sites import Site, as_applied, resolve
+from monochord.core.sparse import sparse_changes, weights_at
 from monochord.core.tuner import Tuner
 
 

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from monochord.core import lowrank
 from monochord.core.entries import Dense, Entry, Sparse
 from monochord.core.layers import Layer
-from monochord.core.modification import WeightModification
+from monochord.core.modification import WeightModification, uniform
 
 
 class LowRank(WeightModification):
@@ -34,8 +34,7 @@ class LowRank(WeightModification):
     ) -> None:
         super().__init__()
         lead, shape = (shape[:1], shape[1:]) if experts else ((), tuple(shape))
-        bound = 1 / math.sqrt(math.prod(shape[1:]))
-        self.down = nn.Parameter(torch.empty(*lead, rank, *shape[1:]).uniform_(-bound, bound, generator=generator))
+        self.down = nn.Parameter(uniform((*lead, rank, *shape[1:]), math.prod(shape[1:]), generator))
         self.up = nn.Parameter(torch.zeros(*lead, shape[0], rank))  # only one factor at zero, or neither learns
         self.scale, self.dropout, self.experts = scale, dropout, experts
 

@@ -27,27 +27,25 @@ class Fastfood:
         self.small, self.large = _power_of_two(inputs), _power_of_two(outputs)
         generator = Generator().manual_seed(seed)
         self.signs = torch.randint(0, 2, (inputs,), generator=generator, dtype=torch.int8) * 2 - 1
-        self.order = torch.randperm(self.large, generator=generator).int()
+        order = torch.randperm(self.large, generator=generator)
+        self.place = order % self.small  # the first transform of a padded vector repeats itself
         self.gauss = torch.randn(self.large, generator=generator)
-        squares = self.gauss.double().square().sum()
-        self.scale = float(1 / torch.sqrt(self.large * squares * outputs / self.large))
+        self.scale = float(1 / torch.sqrt(outputs * self.gauss.double().square().sum()))
 
     def to(self, device: torch.device) -> Fastfood:
         """Move what it is made of, in place."""
-        self.signs, self.order, self.gauss = (t.to(device) for t in (self.signs, self.order, self.gauss))
+        self.signs, self.place, self.gauss = (t.to(device) for t in (self.signs, self.place, self.gauss))
         return self
 
     def matvec(self, x: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(x * self.signs.to(x), (0, self.small - self.inputs))
-        first = fwht(padded)  # of the padded rest H only makes copies
-        mixed = first[..., self.order.long() % self.small] * self.gauss.to(x)
+        mixed = fwht(padded)[..., self.place] * self.gauss.to(x)
         return fwht(mixed)[..., : self.outputs] * self.scale
 
     def rmatvec(self, y: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(y * self.scale, (0, self.large - self.outputs))
         mixed = fwht(padded) * self.gauss.to(y)
-        place = (self.order.long() % self.small).expand(mixed.shape)
-        gathered = mixed.new_zeros(*mixed.shape[:-1], self.small).scatter_add(-1, place, mixed)
+        gathered = mixed.new_zeros(*mixed.shape[:-1], self.small).index_add(-1, self.place, mixed)
         return fwht(gathered)[..., : self.inputs] * self.signs.to(y)
 
 

@@ -217,8 +217,7 @@ class Bottleneck(Modification):
     ) -> None:
         super().__init__()
         inputs = inputs or width
-        bound = 1 / math.sqrt(inputs)
-        self.down = nn.Parameter(torch.empty(bottleneck, inputs).uniform_(-bound, bound, generator=generator))
+        self.down = nn.Parameter(uniform((bottleneck, inputs), inputs, generator))
         self.down_bias = nn.Parameter(torch.zeros(bottleneck))
         self.up = nn.Parameter(torch.zeros(width, bottleneck))
         self.up_bias = nn.Parameter(torch.zeros(width))
@@ -230,6 +229,12 @@ class Bottleneck(Modification):
         kind = source.dtype
         hidden = self.activation(F.linear(source, self.down.to(kind), self.down_bias.to(kind)))
         return torch.add(value, F.linear(hidden, self.up.to(kind), self.up_bias.to(kind)), alpha=self.scale)
+
+
+def uniform(shape: tuple[int, ...], fan_in: int, generator: Generator | None = None) -> Tensor:
+    """Numbers within 1 / sqrt(fan_in) of zero: how a dense layer of so many inputs starts."""
+    bound = 1 / math.sqrt(fan_in)
+    return torch.empty(shape).uniform_(-bound, bound, generator=generator)
 
 
 # ---------------------------------------------------------------- changes of a weight

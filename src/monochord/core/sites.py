@@ -15,10 +15,22 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from monochord.core.anatomy import anatomy, own_modules
-from monochord.core.blocks import Anatomy, HeadShape, Part, kind, linear_like, widths
+from monochord.core.blocks import Anatomy, HeadShape, Part, kind, linear_like, owned, widths
 from monochord.core.pattern import Pattern, Selector, SiteError
 
-__all__ = ["Pattern", "Selector", "Site", "SiteError", "SiteTree", "get_module", "resolve", "sites", "width"]
+__all__ = [
+    "Pattern",
+    "Selector",
+    "Site",
+    "SiteError",
+    "SiteTree",
+    "as_applied",
+    "base_weight",
+    "get_module",
+    "resolve",
+    "sites",
+    "width",
+]
 
 _PORT_PARTS = {"heads": ("o",), "neurons": ("down",), "pre": ("gate", "up")}
 
@@ -87,6 +99,17 @@ def sites(model: nn.Module, blocks: str | None = None) -> SiteTree:
 def get_module(model: nn.Module, path: str) -> nn.Module:
     """The module at a native path ("" is the model itself)."""
     return model.get_submodule(path)
+
+
+def as_applied(tensor: Tensor, site: Site) -> Tensor:
+    """A tensor of a parameter's stored shape as the layer at `site` sees it: (outputs, inputs, ...), its rows only."""
+    view = tensor.t() if site.transposed else tensor
+    return view if site.rows is None else view[list(site.rows)]
+
+
+def base_weight(model: nn.Module, site: Site) -> Tensor:
+    """The model's own weight at a site, below any tuner, as its layer sees it."""
+    return as_applied(owned(model.get_submodule(site.module), site.parameter).detach(), site)
 
 
 def width(model: nn.Module, site: Site) -> int:

@@ -31,12 +31,6 @@ def weights_at(model: nn.Module, sites: str | tuple[str, ...], *, slices: bool =
     return found
 
 
-def as_applied(tensor: Tensor, site: Site) -> Tensor:
-    """A tensor of a parameter's stored shape as the layer at `site` sees it: (outputs, inputs, ...), its rows only."""
-    view = tensor.t() if site.transposed else tensor
-    return view if site.rows is None else view[list(site.rows)]
-
-
 def sparse_changes(
     sites: Mapping[str, Site], chosen: Mapping[str, Tensor], *, freezable: bool = False
 ) -> Iterator[tuple[Site, SparseChange]]:

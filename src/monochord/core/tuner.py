@@ -28,7 +28,7 @@ from monochord.core.entries import Dense, Entry
 from monochord.core.forward import evaluating
 from monochord.core.lowrank import LowRank
 from monochord.core.modification import Modification, WeightModification
-from monochord.core.sites import Site
+from monochord.core.sites import Site, as_applied
 from monochord.core.storage import StorageError, fingerprint, load_folder, save_folder
 
 _FORMAT = "monochord tuner 1"
@@ -113,10 +113,9 @@ class Tuned(Attachment):
         for site, change in self.placements:
             if isinstance(change, WeightModification):
                 weight = owned(self.model.get_submodule(site.module), site.parameter).detach()
-                view = weight.t() if site.transposed else weight
-                part = view if site.rows is None else view[list(site.rows)]
                 with torch.no_grad(), evaluating(change):
-                    found = found + Delta({site.path: _place(change.entry(part), site, tuple(weight.shape))})
+                    entry = change.entry(as_applied(weight, site))
+                    found = found + Delta({site.path: _place(entry, site, tuple(weight.shape))})
                 continue
             folded = change.fold(site, self.model)
             if folded is None:

@@ -8,12 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from monochord.core.blocks import owned
 from monochord.core.changes import SparseChange
 from monochord.core.objective import Batch, Loss, Objective, Step
 from monochord.core.schedules import Schedule, at
-from monochord.core.sites import Site
-from monochord.core.sparse import as_applied
+from monochord.core.sites import Site, base_weight
 from monochord.core.tuner import Tuned
 
 
@@ -39,8 +37,7 @@ class NuclearNorm(Objective):
 
     def matrix(self, site: Site, change: SparseChange) -> Tensor:
         """The tuned entries' values (base plus change) in a matrix of zeros, (outputs, rest)."""
-        parameter = owned(self.tuned.model.get_submodule(site.module), site.parameter)
-        base = as_applied(parameter.detach(), site).reshape(-1)
+        base = base_weight(self.tuned.model, site).reshape(-1)
         values = base[change.indices].float() + change.values
         return values.new_zeros(base.numel()).index_add(0, change.indices, values).reshape(change.shape[0], -1)
 
