@@ -6,10 +6,10 @@ the safety tuning of the paper's models, no more. Rates are of the first token o
 Before a request may stand running text as the base saw it, harmful requests that were answered, or, as the neutral
 context, harmless ones, all of the same lengths.
 
-What fails, and why as far as is known: the behaviour is saturated (85 % of refusals already at half of tuning's part,
-and embedding and head stay tuned at any alpha), and a model this small barely reads its context: shots and text move
-its answers by a few percent, with its contribution as flat. Re-encoded words are rare tokens, whose tuned embeddings
-raise the contribution.
+Only the blocks are tuned, so that all of tuning is in their parts. Tuned with embedding and head, and for twice as many
+steps, the behaviour was saturated: 85 % of refusals at half of tuning's part and no order beyond. What still fails are
+the claims on context: a model this small hardly reads it, so shots, running text and re-encoding move its answers and
+the contribution by a few percent, not always down.
 """
 
 from __future__ import annotations
@@ -157,7 +157,7 @@ def _(e, axes):
     for arm, prefix, label in arms:
         axes.plot(ALPHAS, e[arm][f"{prefix}refusals"].mean, marker="o", ms=3, label=label)
     axes.set(xlabel="alpha", ylabel="probability of refusing harmful requests", ylim=(0, 1))
-    axes.legend(frameon=False)
+    axes.legend(frameon=False, loc="lower right")
 
 
 @paper.figure("Contribution to the answer of a harmful request, by what stands before it")
@@ -230,15 +230,8 @@ class _Pair:
             plain, wanted = self.tuned(**batch).logits, self.base(**batch).logits
             with scaled_tuning(self.tuned, self.base, 1.0):
                 one = (self.tuned(**batch).logits - plain).abs().max()
-            ends = copy.deepcopy(
-                self.base
-            )  # at 0 embedding, norm and head are still the tuned model's: give it the base's
-            own = dict(self.tuned.named_parameters())
-            for name, parameter in ends.named_parameters():
-                if ".layers." in name:
-                    parameter.copy_(own[name])
-            with scaled_tuning(ends, self.base, 0.0):
-                zero = (ends(**batch).logits - wanted).abs().max()
+            with scaled_tuning(self.tuned, self.base, 0.0):
+                zero = (self.tuned(**batch).logits - wanted).abs().max()
         nothing = tuco(self.base, copy.deepcopy(self.base), batch).tuco.max()
         return {"error_of_one": float(one), "error_of_zero": float(zero), "without_tuning": float(nothing)}
 
@@ -291,7 +284,7 @@ class _Pair:
         ]
         bad, good = ({n: [p for m, p, y in short if m == n and y == label] for n in range(12, 23)} for label in (1, 0))
         sizes = [n for n in bad if bad[n] and good[n]]
-        asked = [p for p in self.harmful if self.length(p) <= 24][: self.trial.pick(smoke=4, full=60)]
+        asked = [p for p in self.harmful if self.length(p) <= 24][: self.trial.pick(smoke=4, full=40)]
         told = [self.tokenizer(text)["input_ids"] for text in self.text]
         told = [row for row in told if len(row) >= LENGTH]
         means: dict[str, list[float]] = {"by_text": [], "by_counter_shots": [], "by_neutral_shots": []}
@@ -344,9 +337,11 @@ def _tuned(base: nn.Module, tokenizer: Any, trial: Trial) -> dict[str, Tensor]:
     answers = [REFUSE if label == 1 else COMPLY for label in data["label"]] + list(alpaca["response"])
     split = mc.data.Split({"prompt": prompts, "response": answers})
     model = copy.deepcopy(base)
-    steps = trial.pick(smoke=2, full=160)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(".layers." in name)
+    steps = trial.pick(smoke=2, full=80)
     batches = mc.data.Batches(split, tokenizer, 16, max_length=48, seed=trial.seed, steps=steps)
-    mc.fit(model, batches, NextToken(), steps=steps, lr=1e-3, schedule="cosine", warmup=0.1, max_grad_norm=1.0,
+    mc.fit(model, batches, NextToken(), steps=steps, lr=5e-4, schedule="cosine", warmup=0.1, max_grad_norm=1.0,
            seed=trial.seed, progress=False)  # fmt: skip
     return {name: value.contiguous() for name, value in model.state_dict().items()}
 
