@@ -29,9 +29,8 @@ def sample(
     """A picture a prompt, (prompts, channels, height, width), mostly between -1 and 1.
 
     `model` holds a diffusers `unet` and `scheduler`, a `text_encoder` and its `tokenizer`, as diffusers' pipelines and
-    `mc.load("pictures-unet")` do; of a U-Net of latents the latents are returned. With `guidance` 1 the empty
-    caption is not asked, with 0 it alone is. The same seed gives the same pictures in batches of any size, up to
-    rounding.
+    our `TextToImage` do; of a U-Net of latents the latents are returned. With `guidance` 1 the empty caption is not
+    asked, with 0 it alone is. The same seed gives the same pictures in batches of any size, up to rounding.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if not prompts:

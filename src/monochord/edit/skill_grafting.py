@@ -5,8 +5,8 @@ what is optimised is which coordinates take the tuned value. A sigmoid relaxes t
 coordinates that tuning moved most; every epoch the rounded choice is scored, and the best one is kept.
 
     delta = Delta.between(base, tuned)
-    mask = localize(base, delta, batches, objective, budget=2000)
-    graft(base, tuned, mask).save("skill.safetensors")      # indices and values of 2,000 weights
+    found = localize(base, delta, batches, objective, budget=2000)
+    graft(base, tuned, found.mask).save("skill.safetensors")      # indices and values of 2,000 weights
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def localize(
     at the start, so `lr` has to be huge: without one it is chosen so that the `budget`-th strongest pull moves its
     logit by 0.6 in the first epoch; pulls grow as they act, and a step that made it worse is halved. Masks are
     rounded, cut to the budget by `frac`, and scored by `score(model)` with the graft in place (higher is better; by
-    default minus the mean loss of `batches`). The
-    model is given back as it was. Raises `ValueError` for a budget that the change has not.
+    default minus the mean loss of `batches`). The model is given back as it was. Raises `ValueError` for a budget that
+    the change has not.
     """
     change = {name: entry.dense() for name, entry in delta.items()}
     total = sum(value.numel() for value in change.values())
