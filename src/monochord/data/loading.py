@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 Batch = dict[str, "Tensor"]
 AHEAD = 32  # batches tokenised at once
+PROCESSED = ("pixel_values", "input_values", "input_features")
 
 
 class Batches:
@@ -33,6 +34,7 @@ class Batches:
       float `labels` (batch, labels)
     - audio and label: what the feature extractor makes, or `input_values` and `attention_mask` (batch, samples);
       `labels` (batch,)
+    - `pixel_values`, `input_values` or `input_features`, and label: as they are, with `labels` (batch,)
 
     `processor` is a tokenizer, an image processor called with `images=`, or a feature extractor of sound; images
     without one are scaled to 1, sounds to -1 and 1. `max_length` counts tokens. Shuffled epochs each have their own
@@ -71,6 +73,8 @@ class Batches:
             self._collate = lambda rows, ahead: dict(split["batch"][rows[0]])
         elif "image" in split:
             self._collate = lambda rows, ahead: _images(split, rows, processor)
+        elif processed := [name for name in PROCESSED if name in split]:
+            self._collate = lambda rows, ahead: _processed(split, rows, processed)
         elif "audio" in split:
             self._collate = lambda rows, ahead: _sounds(split, rows, processor)
         else:
@@ -136,6 +140,12 @@ def _images(split: Split, rows: np.ndarray, processor: Any) -> Batch:
         pixels = processor(images=list(images), return_tensors="pt", input_data_format="channels_last")
         pixels = pixels["pixel_values"]
     return {"pixel_values": pixels.contiguous()} | _labels(split, rows)
+
+
+def _processed(split: Split, rows: np.ndarray, names: list[str]) -> Batch:
+    import torch
+
+    return {name: torch.from_numpy(np.asarray(split[name])[rows]) for name in names} | _labels(split, rows)
 
 
 def _sounds(split: Split, rows: np.ndarray, processor: Any) -> Batch:
