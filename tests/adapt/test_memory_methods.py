@@ -10,7 +10,7 @@ from torch import Generator, nn
 from monochord.adapt.bitfit import BitFit
 from monochord.adapt.full_tuning import FullTuning
 from monochord.adapt.s2a import S2A
-from monochord.adapt.side_network import SideNetwork
+from monochord.adapt.side_network import SideBranch, SideNetwork, pooled
 from monochord.core.compressed import Code, compressed, pack, unpack
 from monochord.core.memory import SavedActivations
 from monochord.testing import check_tuner
@@ -155,3 +155,18 @@ def test_what_cannot_be_compressed_says_so():
         pass
     with pytest.raises(ValueError, match="bits=3 must be"):
         Code(3)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
+def test_pooling_is_that_of_torch(height, width, pool):
+    value = torch.arange(2.0 * 3 * height * width).reshape(2, 3, height, width).square()
+    wanted = nn.functional.avg_pool2d(value, pool, ceil_mode=True)
+    torch.testing.assert_close(pooled(pooled(value, pool, 2), pool, 3), wanted)
+
+
+def test_a_side_branch_keeps_no_more_than_its_pooled_input_and_what_is_narrow():
+    branch, value = SideBranch(64, 4, pool=4, generator=Generator().manual_seed(0)), torch.randn(2, 16, 64)
+    source = value.clone().requires_grad_()
+    with SavedActivations(branch) as saved:
+        branch(value, source)
+    assert saved.bytes <= value.nbytes / 4 + 3 * 2 * 4 * 4 * 4  # three narrow values of 4 tokens each

@@ -67,9 +67,9 @@ class SideBranch(Modification):
     def forward(self, value: Tensor, source: Tensor | None = None) -> Tensor:
         source = value if source is None else source
         if value.dim() == 4:
-            small = F.avg_pool2d(source, self.pool, ceil_mode=True)
+            small = pooled(pooled(source, self.pool, 2), self.pool, 3)
             return value + F.interpolate(self._branch(small, F.conv2d), size=value.shape[-2:], mode="nearest")
-        small = F.avg_pool1d(source.transpose(1, 2), self.pool, ceil_mode=True)
+        small = pooled(source, self.pool, 1).transpose(1, 2)
         out = self._branch(small, F.conv1d).repeat_interleave(self.pool, -1)[..., : value.shape[1]]
         return value + out.transpose(1, 2)
 
@@ -79,3 +79,14 @@ class SideBranch(Modification):
         down, up = (p.to(kind).reshape(*p.shape, *ones) for p in (self.down, self.up))
         inner = F.gelu(convolve(small, down, self.down_bias.to(kind), groups=self.groups))
         return convolve(inner, up, self.up_bias.to(kind))
+
+
+def pooled(value: Tensor, pool: int, axis: int) -> Tensor:
+    """The means of every `pool` along an axis, the last of what is left; torch's own pooling keeps its whole input."""
+    whole = value.shape[axis] // pool * pool
+    shape = (*value.shape[:axis], whole // pool, pool, *value.shape[axis + 1 :])
+    means = value.narrow(axis, 0, whole).reshape(shape).mean(axis + 1)
+    if whole == value.shape[axis]:
+        return means
+    rest = value.narrow(axis, whole, value.shape[axis] - whole).mean(axis, keepdim=True)
+    return torch.cat([means, rest], axis)
