@@ -23,6 +23,18 @@ def mamba_exponents(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Ten
     Closed form: the mean over tokens of dt A, of shape (batch, channels, states), for Mamba-2 (batch, heads). With an
     `attention_mask` the mean is over real tokens. Raises `ValueError` for a model without such a mixer.
     """
+    steps, mask = mamba_steps(model, batch), batch.get("attention_mask")
+    mixers: dict[str, Any] = {name: model.get_submodule(name) for name in steps}
+    rates = {name: -mixer.A_log.detach().float().exp() for name, mixer in mixers.items()}
+    means = {name: _mean(dt, mask) for name, dt in steps.items()}
+    return {name: (mean[..., None] if rates[name].dim() == 2 else mean) * rates[name] for name, mean in means.items()}
+
+
+def mamba_steps(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The step sizes dt of every state-space mixer, by native name: (batch, seq, channels), for Mamba-2 heads.
+
+    Raises `ValueError` for a model without such a mixer.
+    """
     mixers = {name: module for name, module in model.named_modules() if hasattr(module, "A_log")}
     if not mixers:
         raise ValueError(f"{type(model).__name__} has no state-space mixer (a module with A_log)")
@@ -34,10 +46,7 @@ def mamba_exponents(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, Ten
     finally:
         for handle in handles:
             handle.remove()
-    mask = batch.get("attention_mask")
-    rates = {name: -mixers[name].A_log.detach().float().exp() for name in steps}  # (channels, states) or (heads,)
-    means = {name: _mean(dt, mask) for name, dt in steps.items()}
-    return {name: (mean[..., None] if rates[name].dim() == 2 else mean) * rates[name] for name, mean in means.items()}
+    return steps
 
 
 def lyapunov_spectrum(step: Step, state: Tensor, inputs: Any, *, washout: int = 0) -> Tensor:
