@@ -60,7 +60,8 @@ class PromptClassification(Objective):
             found = batch["input_ids"] == self.mask_token
             if not found.any(-1).all():
                 raise ValueError(f"row {int((~found.any(-1)).nonzero()[0])} has no mask token {self.mask_token}")
-            return found.int().argmax(-1)
+            places: Tensor = found.int().argmax(-1)
+            return places
         mask = batch.get("attention_mask")
         if mask is None:
             return torch.full((len(logits),), logits.shape[1] - 1, device=logits.device)
@@ -70,6 +71,7 @@ class PromptClassification(Objective):
 
 def macro_f1(predicted: Tensor, labels: Tensor) -> Tensor:
     """The mean over the classes in `labels` of the harmonic mean of precision and recall; both (batch,)."""
-    classes = labels.unique()[:, None]
+    classes: Tensor = torch.unique(labels)[:, None]
     hit = ((predicted == classes) & (labels == classes)).sum(-1)
-    return (2 * hit / ((predicted == classes).sum(-1) + (labels == classes).sum(-1))).mean()
+    shares: Tensor = 2 * hit / ((predicted == classes).sum(-1) + (labels == classes).sum(-1))
+    return shares.mean()
