@@ -17,6 +17,7 @@ from monochord.adapt.mix_and_match import MixAndMatch
 from monochord.adapt.nmtune import NMTune
 from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
+from monochord.adapt.prompt_fusion import PromptFusion
 from monochord.adapt.prompt_tokens import PromptTokens
 from monochord.adapt.random_parameters import RandomParameters
 from monochord.adapt.s2a import S2A
@@ -44,6 +45,7 @@ __all__ = [
     "NMTune",
     "ParallelAdapter",
     "PrefixTuning",
+    "PromptFusion",
     "PromptTokens",
     "RandomParameters",
     "SaRA",
