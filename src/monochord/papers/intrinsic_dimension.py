@@ -6,11 +6,11 @@ numbers. The smallest d that keeps 90 % of full tuning's accuracy on test mails 
 model's training, from its random start on. The control spends d on weights drawn at random. Every run takes the better
 of two rates, by validation; those of vectors fall with the root of d, so that a step is as long for all.
 
-What fails, and why as far as is known (first seen with sizes up to 1,000): the random start has no larger dimension than
-the trained model, neither against its own full tuning (0.81, whose 90 % are 0.73; the trained model's 0.88 ask for 0.79)
-nor for the trained model's 90 %. Random features of 24 tokens tell most spam already, so on this task and at this size
-pretraining raises what full tuning reaches more than what few numbers do. Tried: rates equal for all d, with which
-1,000 numbers fell behind 100 in one seed of two, and 80 steps for 60.
+What fails, and why as far as is known (first seen with sizes up to 1,000): the random start has no larger dimension
+than the trained model, neither against its own full tuning (0.81, whose 90 % are 0.73; the trained model's 0.88 ask
+for 0.79) nor for the trained model's 90 %. Random features of 24 tokens tell most spam already, so on this task and at
+this size pretraining raises what full tuning reaches more than what few numbers do. Tried: rates equal for all d, with
+which 1,000 numbers fell behind 100 in one seed of two, and 80 steps for 60.
 """
 
 from __future__ import annotations
