@@ -9,6 +9,7 @@ from monochord.adapt.full_tuning import FullTuning
 from monochord.adapt.half_tuning import HalfTuning
 from monochord.adapt.hypernetwork import Hypernetwork
 from monochord.adapt.ia3 import IA3
+from monochord.adapt.instruction_prompts import InstructionPrompts
 from monochord.adapt.intrinsic_dimension import SubspaceTuning
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
@@ -38,6 +39,7 @@ __all__ = [
     "FullTuning",
     "HalfTuning",
     "Hypernetwork",
+    "InstructionPrompts",
     "LastLayer",
     "LoRA",
     "MaskTuning",
