@@ -80,6 +80,21 @@ class Trajectories:
             {name: column[rows] for name, column in self.extra.items()},
         )
 
+    def transitions(self, steps: int = 1) -> dict[str, np.ndarray]:
+        """Pairs of observations `steps` apart in one episode: `observation`, its `action`, `next_observation`.
+
+        Raises `DataError` when no episode is that long.
+        """
+        if steps < 1:
+            raise DataError(f"steps={steps}: use at least 1")
+        first = np.flatnonzero(self.episodes[:-steps] == self.episodes[steps:])
+        if not len(first):
+            raise DataError(f"no episode has more than {steps} steps")
+        columns = {"observation": self.observations, "action": self.actions}
+        return {name: column[first] for name, column in columns.items()} | {
+            "next_observation": self.observations[first + steps]
+        }
+
     def dataset(self, name: str, **card: Any) -> Dataset:
         """As a `Dataset` of one split, "train": a row a step, with the episode's task."""
         number = np.repeat(np.arange(len(self)), np.diff([*self.starts, len(self.episodes)]))

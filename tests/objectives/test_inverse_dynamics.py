@@ -1,0 +1,95 @@
+"""Objectives on transitions: what they see, what they train, and that pairs stay within an episode."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import monochord as mc
+from monochord.data import DataError
+from monochord.data.trajectories import Trajectories
+from monochord.objectives.inverse_dynamics import (
+    BehaviorCloning,
+    ForwardDynamics,
+    InverseDynamics,
+    SpatialSoftmax,
+    StaticContrast,
+    TransitionModel,
+    info_nce,
+)
+from monochord.testing import check_objective
+
+
+def batch(n=16):
+    g = torch.Generator().manual_seed(0)
+    seen, action = torch.randn(n, 5, generator=g), torch.randn(n, 2, generator=g)
+    return {"observation": seen, "action": action, "next_observation": torch.randn(n, 5, generator=g)}
+
+
+def model():
+    torch.manual_seed(0)
+    return TransitionModel(nn.Linear(5, 4), 4, 2, hidden=16, projection=8)
+
+
+@pytest.mark.parametrize(
+    "objective,head",
+    [(InverseDynamics(), "inverse"), (BehaviorCloning(), "policy"), (ForwardDynamics(), "forward_"),
+     (StaticContrast(lambda x: x + 0.1), "view")],
+)  # fmt: skip
+def test_each_trains_the_encoder_and_its_own_head(objective, head):
+    net = model()
+    check_objective(objective, net, batch())
+    objective(net, batch()).total.backward()
+    reached = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
+    assert "encoder" in reached and all(name.startswith((head, "encoder")) for name in reached)
+    with pytest.raises(ValueError, match="wrap its encoder in a TransitionModel"):
+        objective(nn.Linear(5, 4), batch())
+
+
+def test_cloning_does_not_see_what_comes_next_and_inverse_dynamics_does():
+    net, one = model(), batch()
+    other = {**one, "next_observation": one["next_observation"] + 1}
+    assert BehaviorCloning()(net, one).total == BehaviorCloning()(net, other).total
+    assert InverseDynamics()(net, one).total != InverseDynamics()(net, other).total
+
+
+def test_the_action_between_two_positions_is_learnt():
+    g, net = torch.Generator().manual_seed(1), model()
+    seen, action = torch.randn(256, 5, generator=g), torch.randn(256, 2, generator=g)
+    after = torch.cat([seen[:, :2] + action, seen[:, 2:]], 1)
+    data = [{"observation": seen, "action": action, "next_observation": after}]
+    losses = {}
+    for objective in (InverseDynamics(), BehaviorCloning()):
+        net = model()
+        history = mc.fit(net, data, objective, steps=120, lr=1e-2, progress=False, device="cpu")
+        losses[type(objective).__name__] = history.losses[-1]
+    assert losses["InverseDynamics"] < 0.1 < 0.3 < losses["BehaviorCloning"]
+
+
+def test_equal_projections_cost_the_log_of_the_batch():
+    same = torch.ones(7, 3)
+    assert float(info_nce(same, same)) == pytest.approx(math.log(7), abs=1e-6)
+    apart = torch.eye(7)
+    assert float(info_nce(apart, apart, 0.01)) < 1e-6
+
+
+def test_a_spike_is_where_it_is():
+    maps = torch.full((1, 2, 5, 9), -1e4)
+    maps[0, 0, 1, 8] = maps[0, 1, 4, 0] = 0
+    torch.testing.assert_close(SpatialSoftmax()(maps), torch.tensor([[1.0, -1.0, -0.5, 1.0]]))
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+def test_pairs_stay_within_an_episode(steps):
+    episodes = np.repeat([0, 1, 4], [5, 3, 4])
+    seen = np.stack([episodes, np.concatenate([np.arange(5), np.arange(3), np.arange(4)])], 1).astype(np.float32)
+    known = Trajectories(seen, seen[:, 1:] * 10, np.zeros(12), np.zeros(12, bool), episodes)
+    found = known.transitions(steps)
+    assert len(found["action"]) == sum(max(n - steps, 0) for n in (5, 3, 4))
+    assert (found["observation"][:, 0] == found["next_observation"][:, 0]).all()
+    assert (found["next_observation"][:, 1] - found["observation"][:, 1] == steps).all()
+    assert (found["action"][:, 0] == 10 * found["observation"][:, 1]).all()
+    with pytest.raises(DataError, match="no episode has more than 7"):
+        known.transitions(7)
