@@ -8,8 +8,7 @@ import zoo
 from torch.nn import functional as F
 
 from monochord import testing
-from monochord.adapt import InstructionPrompts
-from monochord.adapt.instruction_prompts import PromptGenerator, Rational, _gelu
+from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, Rational, _gelu
 
 RECIPE = InstructionPrompts(3, bottleneck=4)
 

@@ -8,8 +8,8 @@ import zoo
 
 import monochord as mc
 from monochord import testing
-from monochord.adapt import PromptFusion, PromptTokens
-from monochord.adapt.prompt_fusion import FusedPrompt, settled
+from monochord.adapt import PromptTokens
+from monochord.adapt.prompt_fusion import FusedPrompt, PromptFusion, settled
 from monochord.core.position_delta import PositionDelta
 from monochord.core.sites import SiteError, resolve
 

@@ -10,8 +10,7 @@ from monochord import testing
 from monochord.core.fit import fit
 from monochord.core.update import Gradient
 from monochord.core.zeroth_order import ZerothOrder
-from monochord.objectives import PromptClassification
-from monochord.objectives.prompt_classification import macro_f1
+from monochord.objectives.prompt_classification import PromptClassification, macro_f1
 
 LABELS = torch.tensor([1, 0])
 

@@ -9,7 +9,6 @@ from monochord.adapt.full_tuning import FullTuning
 from monochord.adapt.half_tuning import HalfTuning
 from monochord.adapt.hypernetwork import Hypernetwork
 from monochord.adapt.ia3 import IA3
-from monochord.adapt.instruction_prompts import InstructionPrompts
 from monochord.adapt.intrinsic_dimension import SubspaceTuning
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
@@ -18,7 +17,6 @@ from monochord.adapt.mix_and_match import MixAndMatch
 from monochord.adapt.nmtune import NMTune
 from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
-from monochord.adapt.prompt_fusion import PromptFusion
 from monochord.adapt.prompt_tokens import PromptTokens
 from monochord.adapt.random_parameters import RandomParameters
 from monochord.adapt.s2a import S2A
@@ -39,7 +37,6 @@ __all__ = [
     "FullTuning",
     "HalfTuning",
     "Hypernetwork",
-    "InstructionPrompts",
     "LastLayer",
     "LoRA",
     "MaskTuning",
@@ -47,7 +44,6 @@ __all__ = [
     "NMTune",
     "ParallelAdapter",
     "PrefixTuning",
-    "PromptFusion",
     "PromptTokens",
     "RandomParameters",
     "SaRA",

@@ -5,5 +5,4 @@ from monochord.core.objective import Objective as Objective
 from monochord.objectives.cross_entropy import CrossEntropy as CrossEntropy
 from monochord.objectives.kl_anchor import KLAnchor as KLAnchor
 from monochord.objectives.next_token import NextToken as NextToken
-from monochord.objectives.prompt_classification import PromptClassification as PromptClassification
 from monochord.objectives.response_only import ResponseOnly as ResponseOnly
