@@ -191,6 +191,25 @@ def test_the_source_hash_minds_code_and_not_comments(tmp_path, monkeypatch):
     assert repertoire.source_hash("monochord.adapt.a") != first
 
 
+def test_the_source_hash_minds_where_a_name_comes_from_and_not_what_else_a_package_passes_on(tmp_path, monkeypatch):
+    package, other = tmp_path / "adapt/__init__.py", tmp_path / "adapt/other.py"
+    package.parent.mkdir()
+    package.write_text("from monochord.adapt.b import f as g\n")
+    (tmp_path / "adapt/b.py").write_text("def f():\n    return 1\n")
+    other.write_text("x = 1\n")
+    (tmp_path / "paper.py").write_text("from monochord.adapt import g\n")
+    there = {"monochord.paper": tmp_path / "paper.py", "monochord.adapt": package, "monochord.adapt.other": other}
+    there["monochord.adapt.b"] = tmp_path / "adapt/b.py"
+    monkeypatch.setattr(repertoire, "_path", there.get)
+    first = repertoire.source_hash("monochord.paper")
+    assert set(repertoire.file_hashes("monochord.paper")) == {"monochord.paper", "monochord.adapt.b"}
+    package.write_text("from monochord.adapt.b import f as g\nfrom monochord.adapt.other import x\n")
+    other.write_text("x = 2\n")
+    assert repertoire.source_hash("monochord.paper") == first
+    there["monochord.adapt.b"].write_text("def f():\n    return 2\n")
+    assert repertoire.source_hash("monochord.paper") != first
+
+
 def test_the_source_hash_minds_the_shipped_nets_that_are_named(tmp_path, monkeypatch):
     (tmp_path / "nets/ladder").mkdir(parents=True)
     (tmp_path / "nets/ladder/step-1.safetensors").write_bytes(b"one")

@@ -193,13 +193,24 @@ def _reached(modules: set[str]) -> set[str]:
 
 
 def _imports(module: str) -> Iterator[str]:
+    """The modules that a module imports from; a name that a package passes on counts for the module it comes from."""
     for node in ast.walk(_tree(module)):
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("monochord."):
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-            inner = [name for name in names if _path(name) is not None]
-            yield from inner or [node.module]
+            origins = _origins(node.module)
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield inner if _path(inner) is not None else origins.get(alias.name, node.module)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names if alias.name.startswith("monochord."))
+
+
+def _origins(package: str) -> dict[str, str]:
+    """Where the names come from that a package's `__init__` imports; empty for a plain module."""
+    path = _path(package)
+    if path is None or path.name != "__init__.py":
+        return {}
+    imports = [node for node in _tree(package).body if isinstance(node, ast.ImportFrom) and node.module]
+    return {alias.asname or alias.name: str(node.module) for node in imports for alias in node.names}
 
 
 def _declared(module: str) -> list[str]:
