@@ -12,6 +12,7 @@ from monochord.models import Classifier
 from monochord.objectives import CrossEntropy, KLAnchor
 
 NEED_DATA = {"spt"}  # says so itself: a budget is spent by sensitivities
+ON_FEATURE_MAPS = {"soft-hebbian"}  # of a convolutional net, by channels; tests/core/test_online.py trains it
 SMALL = {  # where the defaults do not fit a model of width 32
     "dora": "dora(rank=2)", "flora": "flora(rank=2)", "intrinsic-dimension": "intrinsic-dimension(d=20)",
     "hypernetwork": "hypernetwork(hidden=(4, 8))", "mask-tuning": "mask-tuning(init=0.005001)",
@@ -20,7 +21,7 @@ SMALL = {  # where the defaults do not fit a model of width 32
 BATCH = {**zoo.text_batch(), "labels": torch.tensor([0, 2])}
 
 
-@pytest.mark.parametrize("name", [name for name in methods() if name not in NEED_DATA])
+@pytest.mark.parametrize("name", [name for name in methods() if name not in NEED_DATA | ON_FEATURE_MAPS])
 @pytest.mark.parametrize("update", ["gradient", "mezo"])
 def test_every_tuner_under_either_update_and_objective(name, update):
     model = Classifier(zoo.build("bert"), 3)
