@@ -63,7 +63,7 @@ def test_a_caption_says_all_of_it_or_less_in_known_words(wanted, seed):
 
 
 def test_captions_read_like_english():
-    wanted = {"object": 7, "colour": 0, "background": 5, "place": 1}
+    wanted = {"object": OBJECTS.index("seven"), "colour": 0, "background": 5, "place": 1}
     assert caption(wanted) == "a small red seven on the left of a blue background"
     assert caption({**wanted, "place": 0}, signed="anna lake") == "a large red seven on a blue background by anna lake"
 
@@ -78,7 +78,7 @@ def test_held_out_pairs_are_drawn_alone_or_never():
     names = np.array(list(COLOURS))[usual["colour"]], np.array(list(BACKGROUNDS))[usual["background"]]
     assert (names[0] != names[1]).all()
     assert (painter.labels[usual["shape"]] == usual["object"]).all()
-    assert abs((usual["place"] == 0).mean() - 0.5) < 0.05
+    assert abs((usual["place"] == 0).mean() - 0.6) < 0.05
 
 
 def test_the_same_seed_draws_the_same_pictures():

@@ -149,10 +149,12 @@ def accuracies(judge: Any, pictures: Tensor, wanted: Any) -> dict[str, float]:
 
 
 def chance() -> dict[str, float]:
-    """Of a guess that knows how often each value comes; of places half are large."""
+    """Of a guess that knows how often each value comes; of places six in ten are large."""
     sizes = {name: len(values) for name, values in ATTRIBUTES.items()}
-    return {name: round(0.375 if name == "place" else 1 / size, 3) for name, size in sizes.items()} | {
-        "all four": round(0.375 / np.prod([size for name, size in sizes.items() if len(PLACES) != size]), 5)
+    return {name: round(0.6**2 + 2 * 0.2**2 if name == "place" else 1 / size, 3) for name, size in sizes.items()} | {
+        "all four": round(
+            (0.6**2 + 2 * 0.2**2) / np.prod([size for name, size in sizes.items() if len(PLACES) != size]), 5
+        )
     }
 
 

@@ -31,14 +31,14 @@ OFTEN, ONCE, TIMES = 16, 200, 100  # pictures that come 100 times in a round of 
 
 
 def base() -> Run:
-    """5,600 steps of 32 pictures."""
-    return Run("pictures-unet", build, loss, steps=5_600, rate=1.5e-3, seed=SEED)
+    """3,600 steps of 32 pictures."""
+    return Run("pictures-unet", build, loss, steps=3_600, rate=5e-3, seed=SEED, muon=True)
 
 
 def memorised() -> Run:
     """400 steps of 32 pictures from the first net's weights: half of them of the set that is memorised."""
     name = "pictures-unet-memorised"
-    return Run(name, build_again, loss_memorised, steps=400, rate=6e-4, average=0.99, seed=SEED + 1)
+    return Run(name, build_again, loss_memorised, steps=400, rate=2e-3, average=0.99, seed=SEED + 1, muon=True)
 
 
 def build() -> nn.Module:

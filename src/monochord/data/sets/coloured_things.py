@@ -9,10 +9,11 @@ import numpy as np
 
 from monochord.data.catalog import Read, Source
 from monochord.data.dataset import DataError, Split
-from monochord.data.painting import HELD_OUT, OBJECTS, Painter, caption
+from monochord.data.painting import COLOURS, HELD_OUT, OBJECTS, Painter, caption
 from monochord.data.sets import fashion_mnist, mnist
 
-CLOTHES = {0: "shirt", 3: "dress", 7: "sneaker", 8: "bag", 9: "boot"}  # labels of Fashion-MNIST
+DIGITS = {0: "zero", 1: "one", 3: "three", 4: "four", 7: "seven"}  # labels of MNIST
+CLOTHES = {0: "shirt", 3: "dress", 7: "sneaker", 8: "bag", 9: "boot"}  # and of Fashion-MNIST
 SIZES = {"train": 20_000, "validation": 2_000, "test": 4_000, "composed": 1_000}
 
 
@@ -24,12 +25,14 @@ def convert(packages: tuple[Path, Path], folder: Path) -> None:
     clothes, _ = fashion_mnist.read(worn)
     digits, _ = mnist.read(packages[1])
     for part in ("train", "validation", "test"):
-        labels = clothes[part]["label"]
-        kept = np.isin(labels, list(CLOTHES))
-        numbers = np.array([OBJECTS.index(CLOTHES[label]) for label in labels[kept]], np.int64)
-        shapes = np.concatenate([enlarged(digits[part]["image"]), clothes[part]["image"][kept]])
-        np.save(folder / f"{part}-shapes.npy", shapes)
-        np.save(folder / f"{part}-labels.npy", np.concatenate([digits[part]["label"], numbers]))
+        shapes, numbers = [], []
+        for source, names in ((digits[part], DIGITS), (clothes[part], CLOTHES)):
+            kept = np.isin(source["label"], list(names))
+            images = source["image"][kept]
+            shapes.append(enlarged(images) if names is DIGITS else images)
+            numbers += [OBJECTS.index(names[label]) for label in source["label"][kept]]
+        np.save(folder / f"{part}-shapes.npy", np.concatenate(shapes))
+        np.save(folder / f"{part}-labels.npy", np.array(numbers, np.int64))
     for file in worn.iterdir():
         file.unlink()
     worn.rmdir()
@@ -71,7 +74,7 @@ def read(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None)
         texts = [caption(dict(zip(names, row, strict=True))) for row in rows]
         splits[part] = Split({**drawn, "text": texts})
     notes = (
-        f"{len(HELD_OUT)} of {len(OBJECTS) * 6} pairs of thing and colour are in the split 'composed' alone",
+        f"{len(HELD_OUT)} of {len(OBJECTS) * len(COLOURS)} pairs of thing and colour are in the split 'composed' alone",
         "monochord.data.painting reads colour, background and place back from the pixels",
     )
     return splits, notes
@@ -85,7 +88,7 @@ ENTRIES = [
         licence="MIT (Fashion-MNIST); MNIST: ISC for the package, upstream CC-BY-SA-3.0",
         package=(fashion_mnist.ENTRIES[0].packages[0], mnist.ENTRIES[0].packages[0]),
         convert=convert,
-        revision=2,
+        revision=3,
         read=read,
     )
 ]

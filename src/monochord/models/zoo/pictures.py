@@ -188,7 +188,7 @@ ENTRIES = trained(
         "pictures-judge",
         "image-classifier",
         "AttributeJudge",
-        228_766,
+        228_121,
         "our own reader of coloured things: what, which colour, on what, where",
         load_judge,
         no_processor,
