@@ -256,3 +256,19 @@ def run(model: nn.Module, given: Batch) -> Tensor:
     """The main output without gradients."""
     with torch.no_grad():
         return main(model(**given))
+
+
+def moved(tuned, size=0.3):
+    """An attached tuner away from its start, the same way each time."""
+    g = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for p in tuned.parameters():
+            p.add_(size * torch.randn(p.shape, generator=g))
+    return tuned
+
+
+def logits(model, **batch):
+    """Of a forward without gradients; the first output where there are no logits."""
+    with torch.no_grad():
+        output = model(**batch)
+    return output.logits if hasattr(output, "logits") else output[0]

@@ -6,25 +6,12 @@ import pytest
 import torch
 import zoo
 from torch.nn import functional as F
+from zoo import logits, moved
 
 from monochord import testing
 from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, Rational, _gelu
 
 RECIPE = InstructionPrompts(3, bottleneck=4)
-
-
-def moved(tuned, size=0.3):
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in tuned.parameters():
-            p.add_(size * torch.randn(p.shape, generator=g))
-    return tuned
-
-
-def logits(model, **batch):
-    with torch.no_grad():
-        output = model(**batch)
-    return output.logits if hasattr(output, "logits") else output[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "gpt-neox"])

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 import zoo
+from zoo import logits, moved
 
 import monochord as mc
 from monochord import testing
@@ -18,20 +19,6 @@ RECIPES = (
     PromptFusion(3, rank=2, positions=8, spaces=0, fusion=False),
     PromptFusion(0, rank=2, positions=8),
 )
-
-
-def moved(tuned, size=0.3):
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in tuned.parameters():
-            p.add_(size * torch.randn(p.shape, generator=g))
-    return tuned
-
-
-def logits(model, **batch):
-    with torch.no_grad():
-        output = model(**batch)
-    return output.logits if hasattr(output, "logits") else output[0]
 
 
 @pytest.mark.parametrize("name", ["llama", "bert", "gpt2", "gpt-neox", "vit"])

@@ -7,6 +7,7 @@ import pytest
 import torch
 import zoo
 from torch.nn import functional as F
+from zoo import logits, moved
 
 import monochord as mc
 from monochord import testing
@@ -23,20 +24,6 @@ RECIPES = (
     ParallelAdapter(bottleneck=3, activation="softmax", learned=True),
     MixAndMatch(length=2, bottleneck=3),
 )
-
-
-def moved(tuned, size=0.3):
-    g = torch.Generator().manual_seed(1)
-    with torch.no_grad():
-        for p in tuned.parameters():
-            p.add_(size * torch.randn(p.shape, generator=g))
-    return tuned
-
-
-def logits(model, **batch):
-    with torch.no_grad():
-        output = model(**batch)
-    return output.logits if hasattr(output, "logits") else output[0]
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -6,6 +6,8 @@ import zoo
 from torch import nn
 
 from monochord.adapt import IA3, BitFit, BottleneckAdapter, DoRA, FullTuning, HalfTuning, LastLayer, LoRA, PromptTokens
+from monochord.adapt.mask_tuning import MaskTuning
+from monochord.adapt.random_parameters import RandomParameters
 from monochord.core.changes import LowRank
 from monochord.core.delta import Delta
 from monochord.core.sites import SiteError
@@ -178,6 +180,13 @@ def test_tied_weights_are_not_merged_without_a_word() -> None:
         tuned.merge(tied="both")
         assert not torch.equal(model.transformer.wte.weight, embedded)
     assert torch.equal(model.transformer.wte.weight, embedded)
+
+
+@pytest.mark.parametrize("tuner", [RandomParameters(n=50), MaskTuning(init=0.005001)], ids=["sparse", "mask"])
+def test_a_parametrized_weight_is_not_taken_for_a_tied_one(tuner) -> None:
+    model, given = zoo.build("llama"), zoo.batch("llama")
+    with tuner.attach(model) as tuned:
+        assert tuned.merge(verify=given) < 1e-5
 
 
 def test_what_can_not_be_merged_says_so() -> None:

@@ -108,8 +108,7 @@ class FusedPrompt(Prompt):
 
     def weights(self) -> Tensor:
         """The gate's share of each space, (spaces,)."""
-        assert self.gate is not None
-        return F.linear(self.fused().mean(0), self.gate).softmax(-1)
+        return self._shares(self.fused())
 
     def table(self) -> Tensor:
         """What is inserted, (length, d)."""
@@ -117,8 +116,11 @@ class FusedPrompt(Prompt):
         if self.gate is None:
             return fused
         inner = F.gelu(torch.einsum("kbd,ld->klb", self.down, fused))
-        shares = F.linear(fused.mean(0), self.gate).softmax(-1)
-        return fused + torch.einsum("k,kdb,klb->ld", shares, self.up, inner)
+        return fused + torch.einsum("k,kdb,klb->ld", self._shares(fused), self.up, inner)
+
+    def _shares(self, fused: Tensor) -> Tensor:
+        assert self.gate is not None
+        return F.linear(fused.mean(0), self.gate).softmax(-1)
 
     def forward(self, value: Tensor) -> Tensor:
         tokens = self.table().to(value.dtype).expand(value.shape[0], -1, -1)

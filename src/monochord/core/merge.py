@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,6 +18,7 @@ from monochord.core.sites import Site
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_PARAMETRIZED = re.compile(r"parametrizations\.(\w+)\.original$")
 Saved = dict[str, "Tensor | nn.Parameter"]
 
 
@@ -96,8 +98,8 @@ def _owner(model: nn.Module, path: str) -> tuple[nn.Module, str]:
 
 
 def _shared(model: nn.Module) -> dict[int, list[str]]:
-    """Names of each parameter by identity."""
+    """Names of each parameter by identity; a parametrized weight goes by its own name."""
     names: dict[int, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(_PARAMETRIZED.sub(r"\1", name))
     return names

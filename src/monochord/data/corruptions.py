@@ -32,8 +32,8 @@ def corrupt(pixels: Tensor, kind: str, severity: int = 5, generator: Generator |
     if pixels.dim() != 4:
         raise DataError(f"pictures are (n, channels, height, width), got {tuple(pixels.shape)}")
     spoil, strengths = _KINDS[kind]
-    spoilt: Tensor = spoil(pixels, strengths[severity - 1], generator)
-    return spoilt.clamp(0, 1)
+    spoilt: Tensor = spoil(pixels.cpu(), strengths[severity - 1], generator)  # a seed says the same on any device
+    return spoilt.clamp(0, 1).to(pixels.device)
 
 
 def _gaussian_noise(x: Tensor, sd: float, generator: Generator | None) -> Tensor:

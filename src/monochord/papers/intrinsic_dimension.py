@@ -106,7 +106,7 @@ def invariants(trial: Trial) -> dict[str, Any]:
         moved = (model(ids).logits - base).abs().max()
         tuned.save(folder)
         size = (Path(folder) / "tensors.safetensors").stat().st_size
-        merged = tuned.merge(verify={"input_ids": ids}, tied="both")
+        merged = tuned.merge(verify={"input_ids": ids})
     return {
         "transform": (fwht(x) - wanted).norm() / wanted.norm(),
         "adjoint": adjoint,

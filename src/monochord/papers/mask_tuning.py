@@ -89,7 +89,7 @@ def invariants(trial: Trial) -> dict[str, Any]:
         weights: list[Any] = [model.get_submodule(site.module).weight for site, _ in tuned.placements]
         original = [state[site.path] for site, _ in tuned.placements]
         kept = all(torch.equal(w, o * m) for w, o, m in zip(weights, original, on, strict=True))
-        merged = tuned.merge(verify={"pixel_values": batch}, tied="both")
+        merged = tuned.merge(verify={"pixel_values": batch})
         tuned.detach()
     same = all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
     return {"start": start, "merged": merged, "moved": (masked - base).abs().max(), "values_kept": kept and same}
