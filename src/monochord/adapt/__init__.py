@@ -9,6 +9,7 @@ from monochord.adapt.full_tuning import FullTuning
 from monochord.adapt.half_tuning import HalfTuning
 from monochord.adapt.hypernetwork import Hypernetwork
 from monochord.adapt.ia3 import IA3
+from monochord.adapt.instruction_prompts import InstructionPrompts
 from monochord.adapt.intrinsic_dimension import SubspaceTuning
 from monochord.adapt.last_layer import LastLayer
 from monochord.adapt.lora import LoRA
@@ -17,11 +18,13 @@ from monochord.adapt.mix_and_match import MixAndMatch
 from monochord.adapt.nmtune import NMTune
 from monochord.adapt.parallel_adapter import ParallelAdapter
 from monochord.adapt.prefix_tuning import PrefixTuning
+from monochord.adapt.prompt_fusion import PromptFusion
 from monochord.adapt.prompt_tokens import PromptTokens
 from monochord.adapt.random_parameters import RandomParameters
 from monochord.adapt.s2a import S2A
 from monochord.adapt.sara import SaRA
 from monochord.adapt.side_network import SideNetwork
+from monochord.adapt.soft_hebbian import ChannelModulator, SoftHebbian
 from monochord.adapt.split import Split
 from monochord.adapt.spt import SPT
 
@@ -31,12 +34,14 @@ __all__ = [
     "SPT",
     "BitFit",
     "BottleneckAdapter",
+    "ChannelModulator",
     "ConformerAdapter",
     "DoRA",
     "FLoRA",
     "FullTuning",
     "HalfTuning",
     "Hypernetwork",
+    "InstructionPrompts",
     "LastLayer",
     "LoRA",
     "MaskTuning",
@@ -44,10 +49,12 @@ __all__ = [
     "NMTune",
     "ParallelAdapter",
     "PrefixTuning",
+    "PromptFusion",
     "PromptTokens",
     "RandomParameters",
     "SaRA",
     "SideNetwork",
+    "SoftHebbian",
     "Split",
     "SubspaceTuning",
 ]

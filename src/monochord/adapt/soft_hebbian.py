@@ -41,6 +41,8 @@ class SoftHebbian:
         layer = model.get_submodule(self.layer)
         if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.padding_mode != "zeros":
             raise ValueError(f"{self.layer} is a {type(layer).__name__}: SoftHebbian needs a plain, ungrouped Conv2d")
+        if not self.lr:
+            return  # bit for bit: a filter taken apart and put together again is rounded
         with torch.no_grad():
             weight = layer.weight
             norms = weight.flatten(1).norm(dim=1).reshape(-1, 1, 1, 1).clamp_min(1e-12)
