@@ -1,5 +1,7 @@
 """Compressed operators, the meter of what is kept, and the tuners made for few activations."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import zoo
@@ -146,6 +148,52 @@ def test_an_activation_of_another_slope_is_left_as_it_is(layer):
         assert names == ["1"]
         (slope,) = torch.autograd.grad(model(x).sum(), x)
     torch.testing.assert_close(slope, exact, atol=8e-3, rtol=0)  # a level is 2 / 255
+
+
+class Attention(nn.Module):
+    """Fused attention of trained queries, keys and values, fewer heads of keys than of queries."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.of = nn.ModuleList([nn.Linear(12, 4 * heads, bias=False) for heads in (4, 2, 2)])
+        self.options = options
+
+    def forward(self, x):
+        query, key, value = (layer(x).unflatten(-1, (-1, 4)).transpose(1, 2) for layer in self.of)
+        return nn.functional.scaled_dot_product_attention(query, key, value, enable_gqa=True, **self.options)
+
+
+MASK = torch.ones(5, 5, dtype=torch.bool).tril() | torch.eye(5, dtype=torch.bool)
+
+
+@pytest.mark.parametrize("options", [{}, {"is_causal": True}, {"attn_mask": MASK}, {"dropout_p": 0.4}], ids=str)
+def test_attention_keeps_codes_and_is_run_again(options):
+    torch.manual_seed(3)
+    model, x = Attention(**options), torch.randn(2, 5, 12)
+    found = {}
+    for bits in (None, 16, 4):
+        torch.manual_seed(4)  # of the dropout
+        model.zero_grad()
+        with compressed(model, bits, operators=("attention",)) if bits else nullcontext():
+            y = model(x)
+            torch.rand(7)  # in between
+            y.square().sum().backward()
+        found[bits] = y.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])
+    exact = found[None]
+    assert all(torch.equal(found[bits][0], exact[0]) for bits in (16, 4))
+    assert (found[16][1] - exact[1]).norm() < 1e-3 * exact[1].norm()
+    assert 1e-3 * exact[1].norm() < (found[4][1] - exact[1]).norm() < 0.5 * exact[1].norm()
+
+
+def test_attention_keeps_four_bits_a_number_and_only_in_the_block():
+    model, x = Attention(), torch.randn(8, 32, 12)
+    with compressed(model, operators=("attention",)), SavedActivations(model) as saved:
+        model(x)
+    numbers = 8 * 32 * (16 + 8 + 8)
+    assert saved.by_module[""] == numbers // 2 + 4 * numbers // 128
+    with SavedActivations(model) as saved:
+        model(x)
+    assert saved.by_module[""] >= 4 * numbers
 
 
 def test_what_cannot_be_compressed_says_so():

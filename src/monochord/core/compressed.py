@@ -1,7 +1,8 @@
 """Operators that keep a few bits a number for their backward pass: forward values exact, gradients rounded.
 
 From "S2A: A Unified Framework for Parameter and Memory Efficient Transfer Learning", March 11, 2025. An activation
-function keeps its derivative, whose range is known, a norm its normalised input in groups, a softmax its output.
+function keeps its derivative, whose range is known, a norm its normalised input in groups, a softmax its output. Fused
+attention, which the paper leaves alone, keeps queries, keys and values in groups and is run again in the backward pass.
 
     with compressed(model, bits=4):
         fit(model, data, objective, steps=100)
@@ -17,10 +18,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+from torch.utils.checkpoint import get_device_states, set_device_states
 
 from monochord.core.blocks import kind
 
-OPERATORS = ("activation", "norm", "softmax")
+OPERATORS = ("activation", "norm", "softmax", "attention")
 _SLOPES = {  # the range of the derivative, by class of torch or transformers
     (0.0, 1.0): "ReLU ReLU6 Tanh Softplus",
     (0.0, 0.25): "Sigmoid",
@@ -93,25 +97,29 @@ def compressed(
 ) -> Iterator[list[str]]:
     """Within the block the model's activation functions, norms and softmaxes keep `bits` a number; yields their names.
 
-    Only operators that are modules of their own are reached; attention that is one fused call keeps what it keeps.
-    Raises `ValueError` when the model has none of the `operators`.
+    Those are reached that are modules of their own, and attention that is torch's one fused call while `model` itself
+    runs. Raises `ValueError` when the model has none of the `operators`.
     """
     if unknown := set(operators) - set(OPERATORS):
         raise ValueError(f"operators={sorted(unknown)[0]!r} is unknown: use some of {', '.join(OPERATORS)}")
     code = Code(bits, group, stochastic)
-    swapped = []
+    swapped: list[tuple[str, nn.Module]] = []
     for name, module in model.named_modules():
         found = operator(module)
         if found is not None and found in operators and "forward" not in module.__dict__:
             object.__setattr__(module, "forward", _Compressed(module, found, code))
             swapped.append((name, module))
-    if not swapped:
+    if not swapped and set(operators) != {"attention"}:
         raise ValueError(f"{type(model).__name__} has no module that is one of {', '.join(operators)}")
+    whole = _Fused(code) if "attention" in operators else None
+    handles = [] if whole is None else whole.around(model)
     try:
         yield [name for name, _ in swapped]
     finally:
         for _, module in swapped:
             object.__delattr__(module, "forward")
+        for handle in handles:
+            handle.remove()
 
 
 def operator(module: nn.Module) -> str | None:
@@ -218,6 +226,87 @@ class _Norm(torch.autograd.Function):
         weight = (upper * normal).sum(rows).to(kept[0].dtype) if kept and ctx.needs_input_grad[1] else None
         bias = upper.sum(rows).to(gradients[0].dtype) if biased and ctx.needs_input_grad[2] else None
         return slope.to(gradients[0].dtype), weight, bias, None, None, None, None
+
+
+class _Fused(TorchFunctionMode):
+    """Fused attention that keeps codes, while a model runs."""
+
+    def __init__(self, code: Code) -> None:
+        self.code = code
+
+    def around(self, model: nn.Module) -> list[Any]:
+        def enter(*_: Any) -> None:
+            self.__enter__()
+
+        def leave(*_: Any) -> None:
+            self.__exit__(None, None, None)
+
+        return [model.register_forward_pre_hook(enter), model.register_forward_hook(leave, always_call=True)]
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is scaled_dot_product_attention and self._reaches(*args, **kwargs):
+            return _Attention.apply(*_ordered(*args, **kwargs), self.code)
+        return function(*args, **kwargs)
+
+    @staticmethod
+    def _reaches(query: Tensor, key: Tensor, value: Tensor, attn_mask: Any = None, *_: Any, **__: Any) -> bool:
+        """A mask that learns needs a gradient of its own."""
+        learns = torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value))
+        return learns and not (attn_mask is not None and attn_mask.requires_grad)
+
+
+def _ordered(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    **options: Any,
+) -> tuple[Any, ...]:
+    return query, key, value, attn_mask, {"dropout_p": dropout_p, "is_causal": is_causal, **options}
+
+
+class _Attention(torch.autograd.Function):
+    """Attention, keeping codes of queries, keys and values."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, options: Any, code: Code
+    ) -> Tensor:
+        tensors = (query, key, value)
+        kept = [part for x in tensors for part in code.encode_groups(x)]
+        ctx.save_for_backward(*kept, *(() if mask is None else (mask,)))
+        random = (torch.get_rng_state(), *get_device_states(query)) if options["dropout_p"] else None
+        ctx.rest = options, code, [(x.shape, x.dtype) for x in tensors], random
+        return scaled_dot_product_attention(query, key, value, mask, **options)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        options, code, forms, random = ctx.rest
+        *kept, mask = ctx.saved_tensors if len(ctx.saved_tensors) % 2 else (*ctx.saved_tensors, None)
+        pairs = zip(kept[::2], kept[1::2], forms, strict=True)
+        near = [code.decode_groups(codes, span, shape).to(dtype) for codes, span, (shape, dtype) in pairs]
+        asked = [i for i in range(3) if ctx.needs_input_grad[i]]
+        with torch.enable_grad(), _drawn_again(random):
+            near = [x.requires_grad_(i in asked) for i, x in enumerate(near)]
+            output = scaled_dot_product_attention(near[0], near[1], near[2], mask, **options)
+            slopes = dict(zip(asked, torch.autograd.grad(output, [near[i] for i in asked], gradients[0]), strict=True))
+        return slopes.get(0), slopes.get(1), slopes.get(2), None, None, None
+
+
+@contextmanager
+def _drawn_again(random: tuple[Any, ...] | None) -> Iterator[None]:
+    """Random numbers as they were when `random` was taken."""
+    if random is None:
+        yield
+        return
+    state, devices, states = random
+    with torch.random.fork_rng(devices=devices):
+        torch.set_rng_state(state)
+        set_device_states(devices, states)
+        yield
 
 
 def _same(tensor: Tensor) -> Tensor:
