@@ -8,7 +8,9 @@ from torch import nn
 
 from monochord.core.finite import NotFinite
 from monochord.core.noise import PIECE, Noise
-from monochord.core.objective import Loss, Objective
+from monochord.core.objective import Loss, Objective, Step
+from monochord.core.schedules import Ramp
+from monochord.core.state import pack, unpack
 from monochord.core.zeroth_order import ZerothOrder
 
 
@@ -229,3 +231,146 @@ def test_bad_options_are_one_clear_line():
         made(net(), noise="uniform")
     with pytest.raises(ValueError, match="nothing to train"):
         made(net().requires_grad_(False))
+
+
+def test_a_plain_step_is_the_arithmetic_of_its_formula_to_the_bit():
+    model, hand = net(), net()
+    update = made(model, lr=0.05, eps=0.01, weight_decay=0.1)
+    update.step(model, BATCH, Mean())
+    (seed, g), order = update.log[0], [hand[0].weight, hand[3].weight, hand[0].bias, hand[3].bias]
+    for tensor, z in zip((p.data for p in order), update.direction(seed), strict=True):
+        kept = 1 - 0.05 * 0.1 if tensor.ndim > 1 else 1.0
+        tensor.add_(z, alpha=0.01).add_(z, alpha=-0.02)
+        if kept != 1:
+            tensor.mul_(kept)
+        tensor.add_(z, alpha=kept * 0.01 - 0.05 * g)
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), hand.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+@pytest.mark.parametrize("kind", ["momentum", "adam"])
+def test_momentum_and_adam_are_what_they_are_by_hand(kind, samples):
+    options = {"momentum": 0.9} if kind == "momentum" else {"optimizer": "adam", "betas": (0.8, 0.9)}
+    model, batch = net(torch.float64), {"x": BATCH["x"].double()}
+    update = made(model, lr=0.01, eps=1e-4, samples=samples, weight_decay=0.0, **options)
+    weights = [net(torch.float64).get_parameter(n).data for n in ("0.weight", "3.weight", "0.bias", "3.bias")]
+    first, second = [torch.zeros_like(w) for w in weights], [torch.zeros_like(w) for w in weights]
+    for step in range(1, 5):
+        update.scale_lr(1 / step)
+        update.step(model, batch, Mean())
+        drawn = [(g, update.direction(seed)) for seed, g in update.log[-samples:]]
+        for i, weight in enumerate(weights):
+            mean = sum(g * z[i].double() for g, z in drawn) / samples
+            if kind == "momentum":
+                first[i] = 0.9 * first[i] + mean
+                weight -= 0.01 / step * first[i]
+            else:
+                first[i] = 0.8 * first[i] + 0.2 * mean
+                second[i] = 0.9 * second[i] + 0.1 * mean**2
+                root = (second[i] / (1 - 0.9**step)).sqrt() + 1e-8
+                weight -= 0.01 / step * first[i] / (1 - 0.8**step) / root
+    own = [model.get_parameter(n).data for n in ("0.weight", "3.weight", "0.bias", "3.bias")]
+    torch.testing.assert_close(own, weights, atol=1e-9, rtol=1e-9)
+    assert all(p.grad is None for p in model.parameters())
+
+
+VARIANTS = {
+    "momentum": {"momentum": 0.9, "weight_decay": 0.1},
+    "adam": {"optimizer": "adam"},
+    "more and more samples": {"samples": Ramp(1, 4, 8)},
+    "scaled": {"scaled": True, "weight_decay": 0.1},
+    "all": {"scaled": True, "optimizer": "adamw", "samples": Ramp(1, 4, 8), "noise": "sign", "weight_decay": 0.1},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_variant_replays_to_the_bit_and_goes_on_from_its_state(name):
+    options = {"lr": 1e-3, "exact_restore": True, **VARIANTS[name]}
+    model, again, halved = net(), net(), net()
+    update = made(model, **options)
+    state = None
+    for step in range(12):
+        update.scale_lr(1 / (1 + step))
+        update.step(model, BATCH, Mean())
+        if step == 5:
+            halved.load_state_dict(model.state_dict())
+            state = unpack(*pack(copy.deepcopy(update.state_dict())))
+    stored = ZerothOrder(**options)
+    stored.load_state_dict(update.state_dict())
+    stored.replay(again)
+    early, late = ZerothOrder(**options), ZerothOrder(**options)
+    early.load_state_dict(state)
+    early.setup(halved)
+    for step in range(6, 9):  # the state is taken before the parameters, and after them
+        early.scale_lr(1 / (1 + step))
+        early.step(halved, BATCH, Mean(), Step(step))
+    late.setup(halved)
+    late.load_state_dict(early.state_dict())
+    for step in range(9, 12):
+        late.scale_lr(1 / (1 + step))
+        late.step(halved, BATCH, Mean(), Step(step))
+    assert late.log == update.log and late.counts == update.counts
+    for other in (again, halved):
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+    assert not torch.equal(model[0].weight, net()[0].weight)
+
+
+def test_an_optimizer_goes_on_after_a_replay_as_if_it_had_trained_there():
+    model, again = net(), net()
+    update = made(model, lr=1e-2, exact_restore=True, momentum=0.9)
+    for _ in range(5):
+        update.step(model, BATCH, Mean())
+    other = ZerothOrder(lr=1e-2, exact_restore=True, momentum=0.9)
+    other.setup(again)
+    other.load_state_dict(update.state_dict())
+    other.replay(again)
+    for one, weights in ((update, model), (other, again)):
+        one.step(weights, BATCH, Mean())
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
+
+
+def test_a_schedule_of_samples_takes_as_many_directions_and_none_twice():
+    update = made(model := net(), samples=Ramp(1, 5, 4), seed=3)
+    for step in range(6):
+        update.step(model, BATCH, Mean(), Step(step))
+    assert update.counts == [1, 2, 3, 4, 5, 5]
+    assert len({seed for seed, _ in update.log}) == len(update.log) == 20
+
+
+def test_scaled_noise_probes_by_each_tensors_size_and_its_mean_step_is_the_gradient():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5, bias=False)).double()
+    model[2].weight.data *= 30
+    model[0].bias.data.zero_()
+    start, watch = copy.deepcopy(model), Watch()
+    batch = {"x": torch.randn(20, 4, dtype=torch.float64)}
+    update = made(model, scaled=True, eps=1e-4)
+    update.step(model, batch, watch)
+    assert update.scales[1] > 30 * update.scales[0] and update.scales[2] == 1
+    z = update.direction(update.log[0][0])
+    probed = watch.seen[0][0] - start[0].weight  # seen in the order of the model: weight, bias, weight
+    torch.testing.assert_close(probed, 1e-4 * update.scales[0] * z[0].double())
+    torch.testing.assert_close(watch.seen[0][2] - start[2].weight, 1e-4 * update.scales[1] * z[1].double())
+
+    moved = copy.deepcopy(start)
+    made(moved, lr=1.0, scaled=True, eps=1e-4, samples=800, exact_restore=True).step(moved, batch, Mean())
+    order = [start[0].weight, start[2].weight, start[0].bias]
+    gradient = torch.autograd.grad(Mean()(start, batch).total, order)
+    for before, after, g in zip(order, (moved[0].weight, moved[2].weight, moved[0].bias), gradient, strict=True):
+        assert torch.cosine_similarity((before - after).flatten(), g.flatten(), dim=0) > 0.9
+
+
+def test_adam_of_slopes_learns_accuracy_itself():
+    class Accuracy(Objective):
+        differentiable = False
+
+        def loss(self, model, batch, step):
+            return Loss((model(batch["x"]) < 0).float().mean())
+
+    torch.manual_seed(0)
+    model = nn.Linear(6, 5)
+    update = made(model, lr=0.05, eps=0.1, samples=4, optimizer="adam")
+    before = Accuracy()(model, BATCH).total
+    for _ in range(40):
+        update.step(model, BATCH, Accuracy())
+    assert Accuracy()(model, BATCH).total < before - 0.3
