@@ -36,7 +36,7 @@ paper = Paper(
 )  # fmt: skip
 
 TASKS = ("digits", "twitter")
-RATES, STEPS, BATCH = (3e-3, 1e-2), 40, 8
+RATES, STEPS, BATCH = (3e-3, 1e-2), 150, 8
 ADAPTER = BottleneckAdapter(bottleneck=16, activation="gelu", parallel=True)
 
 
@@ -65,7 +65,7 @@ ROLES: dict[str, Any] = {"mosa": "method", "adapter": "baseline", "adapter, twic
 
 @cache
 def task(trial: Trial, name: str) -> Problem:
-    train, validation, test = trial.pick(smoke=(16, 10, 10), full=(400, 100, 300))
+    train, validation, test = trial.pick(smoke=(16, 10, 10), full=(400, 150, 600))
     return classes("fashion-vit", transfer(name), seed=trial.seed, train=train, validation=validation, test=test,
                    max_length=32)  # fmt: skip
 
