@@ -9,7 +9,10 @@ from torch.nn import functional as F
 from zoo import logits, moved
 
 from monochord import testing
-from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, Rational, _gelu
+from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, Rational, _gelu, activations
+from monochord.core.bilevel import Bilevel
+from monochord.core.fit import fit
+from monochord.core.update import Gradient
 
 RECIPE = InstructionPrompts(3, bottleneck=4)
 
@@ -98,3 +101,41 @@ def test_what_can_not_be_is_refused():
         InstructionPrompts(activation="silu").attach(model)
     with pytest.raises(ValueError, match="length=0 must be at least 1"):
         InstructionPrompts(0).attach(model)
+    with pytest.raises(ValueError, match="pooling='max' is unknown: use 'attention' or 'mean'"):
+        InstructionPrompts(pooling="max").attach(model)
+
+
+def test_mean_pooling_reads_the_instruction_evenly_and_attention_does_not():
+    model = zoo.build("llama").eval()
+    for pooling in ("mean", "attention"):
+        recipe = InstructionPrompts(3, 4, pooling=pooling)
+        testing.check_tuner(lambda r=recipe: r, copy.deepcopy(model), zoo.batch("llama"))
+        tuned = moved(recipe.attach(copy.deepcopy(model)))
+        assert tuned.n_trainable == 2 * (2 * 32 * 4 + 3 * 32 + 12 + (12 if pooling == "attention" else 0))
+        generator = tuned.placements[1][1]
+        hidden, mask = torch.randn(2, 5, 32), torch.tensor([[1, 1, 1, 0, 0], [0, 1, 1, 1, 1]])
+        with torch.no_grad():
+            narrow = hidden @ generator.down.T
+            means = torch.stack([narrow[0, :3].mean(0), narrow[1, 1:].mean(0)])
+            even = (generator.activation(means) @ generator.up.T)[:, None] + generator.bias
+            assert torch.allclose(generator(hidden, mask), even, atol=1e-5) == (pooling == "mean")
+
+
+def test_activations_learn_above_the_generators_and_are_then_held():
+    model, batch = zoo.build("llama"), zoo.batch("llama")
+    batch["labels"] = batch["input_ids"]
+    tuned = InstructionPrompts(2, 4).attach(model)
+    found = activations(tuned)
+    assert len(found) == 2
+    update = Bilevel(Gradient(lr=1e-2), Gradient(lr=1e-2), held=[batch],
+                     above_parameters=[p for act in found for p in act.parameters()])  # fmt: skip
+    fit(model, [batch], steps=3, update=update, progress=False)
+    assert not torch.equal(found[0].above, Rational().above)
+    tuned.detach()
+    fresh = InstructionPrompts(2, 4).attach(model)
+    for own, learnt in zip(activations(fresh), found, strict=True):
+        own.load_state_dict(learnt.state_dict())
+        own.requires_grad_(False)
+    fit(model, [batch], steps=2, lr=1e-2, progress=False)
+    assert all(torch.equal(a.above, b.above) for a, b in zip(activations(fresh), found, strict=True))
+    assert activations(InstructionPrompts(2, 4, activation="relu").attach(zoo.build("llama"))) == []

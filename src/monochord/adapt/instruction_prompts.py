@@ -18,7 +18,7 @@ from torch import Generator, Tensor, nn
 from torch.nn import functional as F
 
 from monochord.adapt.prompt_tokens import PromptTokens
-from monochord.core.attach import Placement
+from monochord.core.attach import Attachment, Placement
 from monochord.core.modification import Modification, uniform
 from monochord.core.ports import cache_length
 from monochord.core.prompt import Prompt, stack_of
@@ -35,8 +35,10 @@ class InstructionPrompts(Tuner):
 
     The instruction is what the batch's `instruction_mask` (batch, seq) marks, or without one all tokens that are not
     padding when there is no cache yet: train with the mask, so that no generator sees the response. `share_every`
-    blocks have their two projections in common. `activation` is "rational", "gelu", "relu" or "tanh".
-    Trained are for each group `2 d bottleneck`, and for each block `length (bottleneck + d)` and 12 for a rational.
+    blocks have their two projections in common. `activation` is "rational", "gelu", "relu" or "tanh"; `pooling` is
+    "attention", or "mean" of the instruction for every token.
+    Trained are for each group `2 d bottleneck`, and for each block `length (bottleneck + d)` and 12 for a rational,
+    all together or the rationals above the rest by `Bilevel`: see `activations`.
     """
 
     default_lr: ClassVar[float] = 3e-3
@@ -45,11 +47,14 @@ class InstructionPrompts(Tuner):
     bottleneck: int = 8
     share_every: int = 1
     activation: str = "rational"
+    pooling: str = "attention"
     sites: str = "blocks.*:in"
 
     def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
         if self.activation != "rational" and self.activation not in _FIXED:
             raise ValueError(f"activation={self.activation!r} is unknown: use 'rational', {', '.join(_FIXED)}")
+        if self.pooling not in ("attention", "mean"):
+            raise ValueError(f"pooling={self.pooling!r} is unknown: use 'attention' or 'mean'")
         if self.bottleneck < 1 or self.share_every < 1:
             raise ValueError(f"bottleneck={self.bottleneck} and share_every={self.share_every} must be at least 1")
         (start, drawn), *others = PromptTokens(self.length).plan(model, generator)
@@ -68,14 +73,26 @@ class InstructionPrompts(Tuner):
                     nn.Parameter(torch.zeros(d, self.bottleneck)),
                 )
             change = PromptGenerator(shared, self.length, self.activation, size, generator)
+            change.score = change.score if self.pooling == "attention" else None
             change.span, change.owner, change.first = span, owner, number == 0
             yield site, change
+
+
+def activations(attachment: Attachment) -> list[Rational]:
+    """The trained activations of a model's generators, in turn.
+
+    The first stage of two: `Bilevel` with their parameters above. The second: copy them by `load_state_dict` into a
+    fresh attachment and freeze them with `requires_grad_(False)`.
+    """
+    changes = (change for _, change in attachment.placements)
+    return [c.activation for c in changes if isinstance(c, PromptGenerator) and isinstance(c.activation, Rational)]
 
 
 class PromptGenerator(Modification):
     """H (batch, n, d) and a mask (batch, n) to prompts (batch, length, d).
 
-    `up f(S' Z) + bias` with Z = H down' (n, bottleneck) and S the softmax over n of tanh(Z) score'.
+    `up f(S' Z) + bias` with Z = H down' (n, bottleneck) and S the softmax over n of tanh(Z) score', which is even
+    without a `score`.
     """
 
     neutral = False
@@ -89,13 +106,16 @@ class PromptGenerator(Modification):
         super().__init__()
         self.down, self.up = shared
         d, bottleneck = self.up.shape
-        self.score = nn.Parameter(uniform((length, bottleneck), bottleneck, g))
+        self.score: nn.Parameter | None = nn.Parameter(uniform((length, bottleneck), bottleneck, g))
         self.bias = nn.Parameter(size * torch.randn(length, d, generator=g))
         self.activation: Callable[[Tensor], Tensor] = Rational() if activation == "rational" else _FIXED[activation]
 
     def forward(self, hidden: Tensor, mask: Tensor | None = None) -> Tensor:
         narrow = F.linear(hidden, self.down.to(hidden.dtype))
-        scores = F.linear(torch.tanh(narrow), self.score.to(hidden.dtype)).float()
+        if self.score is None:
+            scores = torch.zeros(*narrow.shape[:2], len(self.bias), device=narrow.device)
+        else:
+            scores = F.linear(torch.tanh(narrow), self.score.to(hidden.dtype)).float()
         if mask is not None:  # an empty instruction is read evenly instead of as no number
             scores = scores.masked_fill((mask == 0)[..., None], torch.finfo(scores.dtype).min)
         pooled = scores.softmax(1).to(hidden.dtype).mT @ narrow
