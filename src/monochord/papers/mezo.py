@@ -41,7 +41,7 @@ paper = Paper(
 MODEL, PROMPT, WORDS, LENGTH = "ladder-0.3m", " It is", (" good", " bad"), 20
 BLOCKS = "blocks.**"
 STEPS, EVERY, EPS = 1000, 100, 1e-2
-RATES, LORA_RATES, ADAM_RATES = (5e-4, 1e-3), (1e-2, 3e-2), (1e-3, 3e-3)
+RATES, LORA_RATES, ADAM_RATES = (5e-4, 1e-3), (5e-3, 1e-2), (1e-3, 3e-3)
 
 
 @paper.arm("mezo")
@@ -52,8 +52,8 @@ def mezo(trial: Trial) -> dict[str, Any]:
 
 @paper.arm("mezo on lora")
 def mezo_lora(trial: Trial) -> dict[str, Any]:
-    """The same on LoRA's factors of rank 1, of which there are far fewer."""
-    return _tuned(trial, lambda: LoRA(rank=1), LORA_RATES)
+    """The same on LoRA's factors of rank 3, of which there are far fewer, scaled by 2 as in the paper."""
+    return _tuned(trial, lambda: LoRA(rank=3, alpha=6.0), LORA_RATES)
 
 
 @paper.arm("adam", role="ceiling")
