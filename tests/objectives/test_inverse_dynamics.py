@@ -14,11 +14,11 @@ from monochord.objectives.inverse_dynamics import (
     BehaviorCloning,
     ForwardDynamics,
     InverseDynamics,
-    SpatialSoftmax,
     StaticContrast,
     TransitionModel,
     info_nce,
 )
+from monochord.objectives.spatial_softmax import PixelDecoder, SpatialSoftmaxEncoder, encoded
 from monochord.testing import check_objective
 
 
@@ -75,12 +75,6 @@ def test_equal_projections_cost_the_log_of_the_batch():
     assert float(info_nce(apart, apart, 0.01)) < 1e-6
 
 
-def test_a_spike_is_where_it_is():
-    maps = torch.full((1, 2, 5, 9), -1e4)
-    maps[0, 0, 1, 8] = maps[0, 1, 4, 0] = 0
-    torch.testing.assert_close(SpatialSoftmax()(maps), torch.tensor([[1.0, -1.0, -0.5, 1.0]]))
-
-
 @pytest.mark.parametrize("steps", [1, 3])
 def test_pairs_stay_within_an_episode(steps):
     episodes = np.repeat([0, 1, 4], [5, 3, 4])
@@ -93,3 +87,56 @@ def test_pairs_stay_within_an_episode(steps):
     assert (found["action"][:, 0] == 10 * found["observation"][:, 1]).all()
     with pytest.raises(DataError, match="no episode has more than 7"):
         known.transitions(7)
+
+
+def pixels(n=6):
+    g = torch.Generator().manual_seed(0)
+    seen, after = (torch.randint(256, (n, 3, 16, 16), dtype=torch.uint8, generator=g) for _ in range(2))
+    return {"observation": seen, "action": torch.randn(n, 2, generator=g), "next_observation": after}
+
+
+def seer(**options):
+    torch.manual_seed(0)
+    return TransitionModel(SpatialSoftmaxEncoder(16, (4, 4), keypoints=4, width=8), 8, 2, hidden=16, **options)
+
+
+def test_explicit_forward_dynamics_make_the_next_picture_and_need_a_decoder():
+    net, batch = seer(decoder=PixelDecoder(10, side=16, channels=4)), pixels()
+    check_objective(ForwardDynamics("explicit"), net, batch)
+    ForwardDynamics("explicit")(net, batch).total.backward()
+    reached = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None}
+    assert reached == {"encoder", "decoder"}
+    made = net.decoder(torch.cat([net.encoder(batch["observation"]), batch["action"]], 1))
+    perfect = {**batch, "next_observation": made.detach()}
+    losses = [ForwardDynamics("explicit")(net, known).total.item() for known in (perfect, batch)]
+    assert losses[0] < 1e-10 and losses[1] > 1e-3
+    with pytest.raises(ValueError, match="such as a PixelDecoder"):
+        ForwardDynamics("explicit")(seer(), batch)
+    with pytest.raises(ValueError, match="not 'implicit'"):
+        ForwardDynamics("implicit")
+
+
+def test_equal_embeddings_leave_contrastive_objectives_at_the_log_of_the_batch():
+    net, same = seer(), {name: value[:1].expand(6, *value.shape[1:]) for name, value in pixels().items()}
+    for objective in (ForwardDynamics(), StaticContrast(lambda x: x)):
+        assert float(objective(net, same).total.detach()) == pytest.approx(math.log(6), abs=1e-5)
+
+
+def test_dropout_is_in_the_heads_and_only_while_training():
+    net, batch = seer(dropout=0.5), pixels()
+    assert InverseDynamics()(net.train(), batch).total != InverseDynamics()(net, batch).total
+    assert InverseDynamics()(net.eval(), batch).total == InverseDynamics()(net, batch).total
+
+
+def test_a_policy_on_a_frozen_encoder_is_the_one_on_embeddings_made_ahead():
+    batch, net = pixels(), seer()
+    net.encoder.requires_grad_(False)
+    before = {name: value.clone() for name, value in net.encoder.state_dict().items()}
+    ahead = TransitionModel(nn.Identity(), 8, 2, hidden=16)
+    ahead.policy.load_state_dict(net.policy.state_dict())
+    ready = {**batch, "observation": encoded(net.encoder, batch["observation"])}
+    for model, data in ((net, batch), (ahead, ready)):
+        mc.fit(model, [data], BehaviorCloning(), steps=5, lr=1e-2, progress=False, device="cpu")
+    assert all(torch.equal(value, before[name]) for name, value in net.encoder.state_dict().items())
+    for one, other in zip(net.policy.parameters(), ahead.policy.parameters(), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)

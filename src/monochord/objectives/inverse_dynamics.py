@@ -1,16 +1,19 @@
 """Ways to pretrain an encoder of observations on demonstrations whose task nobody says: which action lay between two?
 
 From "Inverse Dynamics Pretraining Learns Good Representations for Multitask Imitation", May 26, 2023, with what it is
-compared with: cloning, contrastive forward dynamics, and two views of one observation.
+compared with: cloning, forward dynamics, contrastive or explicit, and two views of one observation.
 
     model = TransitionModel(encoder, width=64, actions=2)
     mc.fit(model, batches, InverseDynamics())      # batches of observation, action and next_observation
+
+Observations further apart are a matter of the data: `Trajectories.transitions(steps)` pairs them with the first action
+between them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,16 +25,27 @@ from monochord.core.objective import Batch, Loss, Objective, Step
 class TransitionModel(nn.Module):
     """An `encoder` of observations to (batch, width) and the heads that objectives train beside it.
 
-    Called with an observation it gives the encoder's embedding. A head is made of two hidden layers of `hidden`.
+    Called with an observation it gives the encoder's embedding. A head is made of two hidden layers of `hidden`, with
+    `dropout` after each. `decoder` makes observations of (batch, width + actions) and is needed for explicit forward
+    dynamics alone.
     """
 
-    def __init__(self, encoder: nn.Module, width: int, actions: int, hidden: int = 256, projection: int = 64) -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        width: int,
+        actions: int,
+        hidden: int = 256,
+        projection: int = 64,
+        dropout: float = 0.0,
+        decoder: nn.Module | None = None,
+    ) -> None:
         super().__init__()
-        self.encoder = encoder
-        self.inverse = _mlp(2 * width, hidden, actions)
-        self.policy = _mlp(width, hidden, actions)
-        self.forward_in, self.forward_out = _mlp(width + actions, hidden, projection), _mlp(width, hidden, projection)
-        self.view = _mlp(width, hidden, projection)
+        self.encoder, self.decoder = encoder, decoder
+        self.inverse = _mlp(2 * width, hidden, actions, dropout)
+        self.policy = _mlp(width, hidden, actions, dropout)
+        self.forward_in = _mlp(width + actions, hidden, projection, dropout)
+        self.forward_out, self.view = (_mlp(width, hidden, projection, dropout) for _ in range(2))
 
     def forward(self, observation: Tensor, **rest: Any) -> Tensor:
         found: Tensor = self.encoder(observation)
@@ -56,16 +70,27 @@ class BehaviorCloning(Objective):
 
 
 class ForwardDynamics(Objective):
-    """Contrastive: an observation and its action know what comes next among all that came next in the batch."""
+    """What an observation and its action say of the next one.
 
-    def __init__(self, temperature: float = 1.0) -> None:
-        self.temperature = temperature
+    "contrastive": they know it among all that came next in the batch; "explicit": the mean squared error of the next
+    observation as the model's decoder makes it.
+    """
+
+    def __init__(self, mode: Literal["contrastive", "explicit"] = "contrastive", temperature: float = 1.0) -> None:
+        if mode not in ("contrastive", "explicit"):
+            raise ValueError(f"forward dynamics are contrastive or explicit, not {mode!r}")
+        self.mode, self.temperature = mode, temperature
 
     def loss(self, model: nn.Module, batch: Batch, step: Step) -> Loss:
-        own = _of(model)
-        now = own.forward_in(torch.cat([own.encoder(batch["observation"]), batch["action"]], -1))
-        after = own.forward_out(own.encoder(batch["next_observation"]))
-        return _named(self, info_nce(now, after, self.temperature))
+        own, after = _of(model), batch["next_observation"]
+        known = torch.cat([own.encoder(batch["observation"]), batch["action"]], -1)
+        if self.mode == "contrastive":
+            told = own.forward_out(own.encoder(after))
+            return _named(self, info_nce(own.forward_in(known), told, self.temperature))
+        if own.decoder is None:
+            raise ValueError("explicit forward dynamics need TransitionModel(decoder=...), such as a PixelDecoder")
+        wanted = after if after.is_floating_point() else after / 255
+        return _named(self, F.mse_loss(own.decoder(known), wanted))
 
 
 class StaticContrast(Objective):
@@ -80,28 +105,17 @@ class StaticContrast(Objective):
         return _named(self, info_nce(first, second, self.temperature))
 
 
-class SpatialSoftmax(nn.Module):
-    """Where each channel is: the expected column and row of (batch, channels, height, width), from -1 to 1.
-
-    Gives (batch, 2 * channels), all columns first.
-    """
-
-    def forward(self, maps: Tensor) -> Tensor:
-        weights = maps.flatten(2).softmax(-1).reshape(maps.shape)
-        rows, columns = (torch.linspace(-1, 1, side, dtype=maps.dtype, device=maps.device) for side in maps.shape[2:])
-        return torch.cat([(weights.sum(2) * columns).sum(-1), (weights.sum(3) * rows).sum(-1)], -1)
-
-
 def info_nce(one: Tensor, other: Tensor, temperature: float = 1.0) -> Tensor:
     """Cross-entropy in nats of telling row i of `other` by row i of `one`, (batch, d), by cosines over temperature."""
     logits = F.normalize(one, dim=-1) @ F.normalize(other, dim=-1).T / temperature
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
-def _mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, outputs)
-    )
+def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for width in (inputs, hidden):
+        layers += [nn.Linear(width, hidden), nn.ReLU(), *([nn.Dropout(dropout)] if dropout else [])]
+    return nn.Sequential(*layers, nn.Linear(hidden, outputs))
 
 
 def _of(model: nn.Module) -> Any:
