@@ -17,6 +17,7 @@ from monochord.objectives.inverse_dynamics import (
     StaticContrast,
     TransitionModel,
     info_nce,
+    jittered,
 )
 from monochord.objectives.spatial_softmax import PixelDecoder, SpatialSoftmaxEncoder, encoded
 from monochord.testing import check_objective
@@ -140,3 +141,18 @@ def test_a_policy_on_a_frozen_encoder_is_the_one_on_embeddings_made_ahead():
     assert all(torch.equal(value, before[name]) for name, value in net.encoder.state_dict().items())
     for one, other in zip(net.policy.parameters(), ahead.policy.parameters(), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_of_one_row_are_jittered_alike_and_rows_each_their_own_way():
+    picture = torch.rand(3, 10, 12, generator=torch.Generator().manual_seed(0))
+    same = jittered(picture.expand(40, 2, 3, 10, 12), torch.Generator().manual_seed(1))
+    assert torch.equal(same[:, 0], same[:, 1]) and len(same[:, 0].unique(dim=0)) == 40
+    inner, found = picture[:, 2:-2, 2:-2], set()
+    for made in same[:, 0]:  # each is the picture from one of nine places, its channels scaled and shifted
+        for y in range(1, 4):
+            for x in range(1, 4):
+                seen = made[:, y : y + 6, x : x + 8].flatten(1)
+                if all(abs(float(torch.corrcoef(torch.stack([a, b]))[0, 1])) > 0.9999
+                       for a, b in zip(seen, inner.flatten(1), strict=True)):  # fmt: skip
+                    found.add((y, x))
+    assert len(found) == 9

@@ -21,7 +21,6 @@ class PixelReacher(PixelWorld):
     An action turns each joint by at most `step_size`; the elbow bends one way, so that a hand has one pair of joints.
     """
 
-    step_size = 0.2
     near = 0.12
 
     def draw(self, n: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from monochord.data.dataset import DataError
 from monochord.data.rollouts import rollout
 from monochord.data.trajectories import Trajectories
 
-BODY, MARK, GROUND = (205.0, 60.0, 60.0), (40.0, 90.0, 220.0), 105.0
+BODY, MARK, GROUND = (255.0, 20.0, 200.0), (40.0, 90.0, 220.0), 105.0
 
 
 class PixelWorld(ABC):
@@ -32,7 +32,7 @@ class PixelWorld(ABC):
     beside the picture are `state`, `position` and `success`, each with a row an environment.
     """
 
-    step_size = 0.1
+    step_size = 0.2
     near = 0.1
 
     def __init__(
@@ -105,7 +105,7 @@ class PixelWorld(ABC):
         distance = np.linalg.norm(position - self.place(self.goals), axis=1)
         return {"state": self.state, "position": position, "distance": distance, "success": distance < self.near}
 
-    def expert(self, gain: float = 10.0, noise: float = 0.0) -> np.ndarray:
+    def expert(self, gain: float = 5.0, noise: float = 0.0) -> np.ndarray:
         """Actions of who knows state and goal, (num_envs, 2); `noise` is the sd of what is added to them."""
         wanted = np.clip(gain * self.towards(), -1, 1)
         return np.clip(wanted + noise * self.rng.standard_normal(wanted.shape), -1, 1)

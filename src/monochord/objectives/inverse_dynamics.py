@@ -111,6 +111,23 @@ def info_nce(one: Tensor, other: Tensor, temperature: float = 1.0) -> Tensor:
     return F.cross_entropy(logits, torch.arange(len(logits), device=logits.device))
 
 
+def jittered(pictures: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Pictures (batch, ..., 3, height, width) moved by at most a pixel and tinted, each row of the batch its own way.
+
+    Observations of one transition in one row change alike.
+    """
+    n, height, width = len(pictures), *pictures.shape[-2:]
+    known: dict[str, Any] = {"generator": generator, "device": pictures.device}
+    move = torch.randint(-1, 2, (2, n, 1), **known)
+    down = (torch.arange(height, device=pictures.device) + move[0]).clamp(0, height - 1)
+    across = (torch.arange(width, device=pictures.device) + move[1]).clamp(0, width - 1)
+    rows = torch.arange(n, device=pictures.device)[:, None, None]
+    moved = pictures.movedim((-2, -1), (1, 2))[rows, down[:, :, None], across[:, None, :]].movedim((1, 2), (-2, -1))
+    shape = (n, *[1] * (pictures.ndim - 4), 3, 1, 1)
+    scale, shift = (torch.rand(shape, **known) - 0.5 for _ in range(2))
+    return moved * (1 + 0.4 * scale) + 0.2 * shift
+
+
 def _mlp(inputs: int, hidden: int, outputs: int, dropout: float) -> nn.Sequential:
     layers: list[nn.Module] = []
     for width in (inputs, hidden):
