@@ -8,7 +8,10 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +33,20 @@ def ratios(ways: dict[str, Callable[[], object]], base: str, rounds: int = 30, w
             ways[name]()
             times[name].append(time.perf_counter() - start)
     return {n: statistics.median(t / b for t, b in zip(times[n], times[base], strict=True)) for n in ways}
+
+
+def peak(script: str, *which: str) -> float:
+    """MiB by which `rise` finds that a few steps raise the memory of a process of its own: SCRIPT --one WHICH."""
+    command = [sys.executable, script, "--one", *which]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def rise(step: Callable[[], object], steps: int = 2) -> float:
+    """MiB by which some steps raise the peak memory of this process."""
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(steps):
+        step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
 class Report:

@@ -7,13 +7,10 @@ Times are ratios within one run; memory is what autograd saves for the backward 
 
 import argparse
 import math
-import resource
-import subprocess
-import sys
 from collections.abc import Callable
 
 import torch
-from timing import Report, ratios
+from timing import Report, peak, ratios, rise
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -151,12 +148,6 @@ def saved_bytes(model: nn.Module, shape: tuple[int, int]) -> int:
     return sum(seen.values())
 
 
-def peak(method: str, way: str) -> float:
-    """MiB by which a few steps raise the peak memory of a process of their own."""
-    command = [sys.executable, __file__, "--one", method, way]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
@@ -164,11 +155,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if arguments.one:
         method, way = arguments.one
-        step = step_of(WAYS[method][way](), (8, 256))
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        for _ in range(2):
-            step()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+        print(rise(step_of(WAYS[method][way](), (8, 256))))
         return
     report = Report(__file__)
     for method, ways in WAYS.items():
@@ -181,7 +168,7 @@ def main() -> None:
             )
         saved = {way: saved_bytes(build(), (4, 128)) / 2**20 for way, build in ways.items()}
         report.add(f"{method}, kept for the backward pass, 4 x 128 tokens", "MiB", saved, round(saved["peft"], 2))
-        peaks = {way: peak(method, way) for way in ways}
+        peaks = {way: peak(__file__, method, way) for way in ways}
         report.add(f"{method}, peak of a step, 8 x 256 tokens", "MiB above the model", peaks, round(peaks["peft"], 2))
     report.save()
 

@@ -9,7 +9,8 @@ from lab import tiny
 from monochord.data import Dataset, Split, data
 from monochord.lab import retention
 from monochord.lab.preparing import kind_of, prepare
-from monochord.lab.tasks import Settings, open_task, token_loss
+from monochord.lab.task import Settings
+from monochord.lab.tasks import open_task, token_loss
 
 
 class Letters:

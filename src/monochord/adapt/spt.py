@@ -10,7 +10,7 @@ model are chosen; a matrix with many of them gets a low-rank change (or an adapt
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -20,7 +20,9 @@ from torch import Generator, Tensor, nn
 from monochord.core.attach import Placement
 from monochord.core.changes import LowRank
 from monochord.core.modification import Bottleneck
+from monochord.core.objective import Batch, Objective
 from monochord.core.pattern import SiteError
+from monochord.core.sensitivity import sensitivity
 from monochord.core.sites import Site, as_applied, resolve
 from monochord.core.sparse import sparse_changes, weights_at
 from monochord.core.tuner import Tuner
@@ -30,8 +32,10 @@ from monochord.core.tuner import Tuner
 class SPT(Tuner):
     """Train single `entries`, flat positions (n,) by weight, and a module of `rank` at each weight in `modules`.
 
-    Both come from `for_budget`. `module="lora"` adds `up @ down` to a weight; `"adapter"` puts a bottleneck of that
-    width after its layer. Raises `ValueError` when there is neither an entry nor a module.
+    Both come from `for_budget`, or with a `budget` alone from `for_task`, which takes the sensitivity from the task's
+    batches as `compare` does; by default a hundredth of the weights. `module="lora"` adds `up @ down` to a weight;
+    `"adapter"` puts a bottleneck of that width after its layer. Raises `ValueError` when there is neither an entry nor
+    a module.
     """
 
     default_lr: ClassVar[float] = 1e-3
@@ -41,6 +45,7 @@ class SPT(Tuner):
     module: str = "lora"
     modules: tuple[str, ...] = ()
     entries: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    budget: int | None = None
 
     @classmethod
     def for_budget(
@@ -90,6 +95,13 @@ class SPT(Tuner):
         if not modules and not entries:
             raise ValueError(f"budget={budget} is too small for any entry")
         return cls(rank, module, modules, entries)
+
+    def for_task(self, model: nn.Module, batches: Iterable[Batch], objective: Objective) -> SPT:
+        if self.modules or self.entries:
+            return self
+        scores = sensitivity(model, batches, objective, self.candidates)
+        budget = sum(score.numel() for score in scores.values()) // 100 if self.budget is None else self.budget
+        return self.for_budget(model, scores, budget, rank=self.rank, module=self.module)
 
     def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
         if self.module not in ("lora", "adapter"):

@@ -289,7 +289,8 @@ class _Attention(torch.autograd.Function):
         pairs = zip(kept[::2], kept[1::2], forms, strict=True)
         near = [code.decode_groups(codes, span, shape).to(dtype) for codes, span, (shape, dtype) in pairs]
         asked = [i for i in range(3) if ctx.needs_input_grad[i]]
-        with torch.enable_grad(), _drawn_again(random):
+        hooks = torch.autograd.graph.saved_tensors_hooks(_same, _same)  # not kept from the forward: not counted
+        with torch.enable_grad(), hooks, _drawn_again(random):
             near = [x.requires_grad_(i in asked) for i, x in enumerate(near)]
             output = scaled_dot_product_attention(near[0], near[1], near[2], mask, **options)
             slopes = dict(zip(asked, torch.autograd.grad(output, [near[i] for i in asked], gradients[0]), strict=True))

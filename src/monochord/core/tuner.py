@@ -12,7 +12,7 @@ tuned parameters trains, and the running statistics of norms stand still.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +28,7 @@ from monochord.core.entries import Dense, Entry
 from monochord.core.forward import evaluating
 from monochord.core.lowrank import LowRank
 from monochord.core.modification import Modification, WeightModification
+from monochord.core.objective import Batch, Objective
 from monochord.core.sites import Site, as_applied
 from monochord.core.storage import StorageError, fingerprint, load_folder, save_folder
 
@@ -53,6 +54,10 @@ class Tuner:
         """
         return Tuned(model, self, seed=seed, name=name)
 
+    def for_task(self, model: nn.Module, batches: Iterable[Batch], objective: Objective) -> Tuner:
+        """The recipe for what is to be learnt: itself, unless data have a say in its plan."""
+        return self
+
     def of_saved(self, tensors: dict[str, Tensor]) -> Tuner:
         """The recipe that makes room for saved tensors: itself, unless data had a say in its plan."""
         return self
@@ -70,6 +75,9 @@ class Compose(Tuner):
     def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
         for tuner in self.tuners:
             yield from tuner.plan(model, generator)
+
+    def for_task(self, model: nn.Module, batches: Iterable[Batch], objective: Objective) -> Tuner:
+        return Compose(tuple(tuner.for_task(model, batches, objective) for tuner in self.tuners))
 
     def of_saved(self, tensors: dict[str, Tensor]) -> Tuner:
         return Compose(tuple(tuner.of_saved(tensors) for tuner in self.tuners))

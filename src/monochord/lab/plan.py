@@ -15,7 +15,8 @@ from typing import Any
 from monochord.core.registry import build, describe, methods, parse_call, split
 from monochord.data import DataError, Dataset, data, entries
 from monochord.lab.preparing import kind_of, prepare
-from monochord.lab.tasks import TASKS, CausalLM, ImageClassification, Settings, TextClassification
+from monochord.lab.task import Settings
+from monochord.lab.tasks import TASKS, AudioClassification, CausalLM, Denoising, ImageClassification, TextClassification
 
 DEFAULT_METHODS = ("last-layer", "bitfit", "ia3", "prompt", "lora", "dora", "adapter", "half", "full")
 COMMON_RATES = (1e-4, 1e-3, 1e-2)  # what fits no method of them all fits some
@@ -27,6 +28,7 @@ _CODE = (
     "data",
     "objectives",
     "lab/trial.py",
+    "lab/task.py",
     "lab/tasks.py",
     "lab/preparing.py",
     "lab/retention.py",
@@ -86,12 +88,12 @@ def problem(
     dataset, name = None, None
     if isinstance(given, str) and (call := _catalog_call(given)):
         name = given
-        kind = task or entries()[call].kind
+        kind = task or task_of(entries()[call].kind, _kind_of_model(model))
         if kind not in TASKS:
             raise DataError(f"{call} is for {kind}: compare needs {', '.join(TASKS)}")
     elif given is not None:
         dataset = data(str(given) if isinstance(given, Path) else given)
-        kind = task or kind_of(dataset)
+        kind = task or task_of(kind_of(dataset), _kind_of_model(model))
     else:
         kind = task or _kind_of_model(model)
     _check(model, dataset, kind)
@@ -99,6 +101,8 @@ def problem(
     name = name or (defaults["data"] if dataset is None else f"object:{dataset_fingerprint(dataset)}")
     chosen = {key: value for key, value in overrides.items() if value is not None}
     values = {key: chosen.get(key, defaults[key]) for key in ("batch_size", "max_length", "n_test", "n_validation")}
+    if "max_length" not in chosen and TASKS[kind].sized and model != defaults["model"]:
+        values["max_length"] = _side(model) or values["max_length"]
     own: dict[str, Any] = {"processor": processor} if processor is not None else {}
     model_name = str(model)
     if not isinstance(model, str | Path):
@@ -210,6 +214,22 @@ def _feed(digest: Any, value: Any) -> None:
         digest.update(json.dumps(value, default=str).encode() + b"\0")
 
 
+def task_of(kind: str, of_model: str) -> str:
+    """The kind of task that data of a kind is for, with a model that is usually tuned for `of_model`."""
+    if kind == "speech":
+        return AudioClassification.kind
+    return Denoising.kind if of_model == Denoising.kind and kind == ImageClassification.kind else kind
+
+
+def _side(model: Any) -> int | None:
+    """The side of the pictures that a model of the catalog was made for."""
+    from monochord.models import entries as models
+    from monochord.models import processor
+
+    known = isinstance(model, str) and model in models()
+    return getattr(processor(model), "size", None) if known else None
+
+
 def _check(model: Any, dataset: Dataset | None, kind: str) -> None:
     """Refuse what every trial would fail on."""
     from monochord.core.catalog import unknown
@@ -220,7 +240,9 @@ def _check(model: Any, dataset: Dataset | None, kind: str) -> None:
     if dataset is None or dataset.task in ("batches", kind):
         return
     columns = dataset["train"].columns
-    if kind != CausalLM.kind and "label" not in columns:
+    if kind == Denoising.kind and "image" not in columns:
+        raise DataError(f"{dataset.name} has no images to denoise, only {', '.join(columns)}")
+    if kind not in (CausalLM.kind, Denoising.kind) and "label" not in columns:
         raise DataError(f"{dataset.name} has no labels for {kind}, only {', '.join(columns)}")
 
 
@@ -237,7 +259,13 @@ def _kind_of_model(model: Any) -> str:
 
     if isinstance(model, str) and model in models():
         kind = models()[model].kind
-        kinds = {"image-encoder": ImageClassification.kind, "causal-lm": CausalLM.kind}
+        kinds = {
+            "image-encoder": ImageClassification.kind,
+            "audio-classifier": AudioClassification.kind,
+            "audio-encoder": AudioClassification.kind,
+            "image-generator": Denoising.kind,
+            "causal-lm": CausalLM.kind,
+        }
         return kinds.get(kind, TextClassification.kind)
     config = getattr(model, "config", None)
     if config is None and isinstance(model, str | Path):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from monochord.data import DataError, Dataset, Split
-from monochord.lab.tasks import TASKS, CausalLM, ImageClassification, Settings, TextClassification
+from monochord.lab.task import Settings
+from monochord.lab.tasks import TASKS, AudioClassification, CausalLM, ImageClassification, TextClassification
 
 
 def kind_of(data: Dataset) -> str:
@@ -18,7 +19,11 @@ def kind_of(data: Dataset) -> str:
             raise DataError(f"batches need labels, got {', '.join(batch)}")
         if batch["labels"].ndim > 1:
             return CausalLM.kind
+        if "input_values" in batch or "input_features" in batch:
+            return AudioClassification.kind
         return ImageClassification.kind if "pixel_values" in batch else TextClassification.kind
+    if "audio" in data["train"] and "label" in data["train"]:
+        return AudioClassification.kind
     raise DataError(f"{data.name} is for {data.task}: compare needs {', '.join(TASKS)}")
 
 

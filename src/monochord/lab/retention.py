@@ -1,8 +1,9 @@
 """What the base model could do before it was tuned, measured the same way before and after.
 
-A text encoder finds the answer to an instruction among others, an image encoder names handwritten
-digits by their nearest neighbour, a language model predicts film reviews. None of it is trained for
-during a comparison, so a worse score afterwards is forgetting.
+A text encoder finds the answer to an instruction among others, an image encoder names handwritten digits and an
+audio encoder the language of spoken letters by their nearest neighbour, a language model predicts film reviews, a
+diffusion model denoises clothes. None of it is trained for during a comparison, so a worse score afterwards is
+forgetting.
 """
 
 from __future__ import annotations
@@ -12,13 +13,23 @@ from typing import TYPE_CHECKING, Any
 
 from monochord.data import Batches, Dataset
 from monochord.lab.results import Metric
-from monochord.lab.tasks import CausalLM, ImageClassification, Task, TextClassification, token_loss
+from monochord.lab.task import Task
+from monochord.lab.tasks import (
+    AudioClassification,
+    CausalLM,
+    Denoising,
+    ImageClassification,
+    TextClassification,
+    denoising_loss,
+    token_loss,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 N_PAIRS, PAIR_TOKENS = 200, 24
-N_KNOWN, N_ASKED = 300, 200  # digits
+N_KNOWN, N_ASKED = 300, 200  # digits, letters
+N_CLOTHES = 96
 N_REVIEWS, REVIEW_TOKENS = 24, 96
 
 METRICS: dict[str, tuple[str, Metric]] = {
@@ -29,6 +40,14 @@ METRICS: dict[str, tuple[str, Metric]] = {
     ImageClassification.kind: (
         f"name handwritten digits by the nearest of {N_KNOWN}",
         Metric(name="1-NN accuracy", higher_is_better=True, percent=True),
+    ),
+    AudioClassification.kind: (
+        f"name the language of spoken letters by the nearest of {N_KNOWN}",
+        Metric(name="1-NN accuracy", higher_is_better=True, percent=True),
+    ),
+    Denoising.kind: (
+        "denoise clothes",
+        Metric(name="loss on clothes", higher_is_better=False, percent=False),
     ),
     CausalLM.kind: (
         "predict the words of film reviews",
@@ -45,6 +64,10 @@ def material(kind: str) -> Dataset:
         return data("alpaca").limit(train=N_PAIRS)
     if kind == ImageClassification.kind:
         return data("digits").limit(train=N_KNOWN, test=N_ASKED)
+    if kind == AudioClassification.kind:
+        return data("spoken-letters").limit(train=N_KNOWN, test=N_ASKED)
+    if kind == Denoising.kind:
+        return data("fashion-mnist").limit(test=N_CLOTHES)
     return data("movie-text", source="rotten-tomatoes").limit(train=N_REVIEWS)
 
 
@@ -61,9 +84,11 @@ def measure(task: Task, model: nn.Module) -> float | None:
         if isinstance(task, CausalLM):
             batches = Batches(found["train"], task.processor, 8, max_length=REVIEW_TOKENS, shuffle=False)
             return token_loss(model, batches)
+        if isinstance(task, Denoising):
+            return denoising_loss(model, Batches(found["test"], task.processor, 48, shuffle=False))
         if not hasattr(model, "embed"):
             return None
-        return _digits(task, model, found) if task.kind == ImageClassification.kind else _pairs(task, model, found)
+        return _pairs(task, model, found) if task.kind == TextClassification.kind else _nearest(task, model, found)
 
 
 def _pairs(task: Task, model: Any, found: Dataset) -> float:
@@ -92,19 +117,19 @@ def _embed_texts(task: Task, model: Any, texts: Sequence[str]) -> Tensor:
     return torch.stack([vectors[i] for i in range(len(texts))])
 
 
-def _digits(task: Task, model: Any, found: Dataset) -> float:
-    """How often the nearest known digit is of the right class."""
-    known, classes = _embed_images(task, model, found, "train")
-    asked, wanted = _embed_images(task, model, found, "test")
+def _nearest(task: Task, model: Any, found: Dataset) -> float:
+    """How often the nearest known picture or sound is of the right class."""
+    known, classes = _embed(task, model, found, "train")
+    asked, wanted = _embed(task, model, found, "test")
     return float((classes[(asked @ known.T).argmax(1)] == wanted).float().mean())
 
 
-def _embed_images(task: Task, model: Any, found: Dataset, split: str) -> tuple[Tensor, Tensor]:
+def _embed(task: Task, model: Any, found: Dataset, split: str) -> tuple[Tensor, Tensor]:
     import torch
     from torch.nn.functional import normalize
 
     vectors, labels = [], []
     for batch in Batches(found[split], task.processor, 50, shuffle=False):
-        vectors.append(normalize(model.embed(pixel_values=batch["pixel_values"]).float(), dim=-1))
-        labels.append(batch["labels"])
+        labels.append(batch.pop("labels"))
+        vectors.append(normalize(model.embed(**batch).float(), dim=-1))
     return torch.cat(vectors), torch.cat(labels)

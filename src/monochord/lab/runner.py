@@ -13,7 +13,8 @@ from monochord.lab.records import DONE, Record, content_key
 from monochord.lab.report import versions
 from monochord.lab.results import FORMAT, Failure, Results, add_differences, summarise_arm
 from monochord.lab.store import Store
-from monochord.lab.tasks import TASKS, Task
+from monochord.lab.task import Task
+from monochord.lab.tasks import TASKS
 from monochord.lab.trial import state_path
 
 _TRIALS = "monochord.lab.trial"

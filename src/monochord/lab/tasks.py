@@ -1,128 +1,23 @@
-"""What methods are compared on: a model, a data set, how to learn from it and how to score.
-
-A task is built in every trial from JSON settings and from objects (the data, and a user's own model). It
-gives the model, with a fresh head where one is needed, the batches, which are the same for every method
-of one seed, and the score. What the base could do before is in `retention.py`.
-"""
+"""What methods are compared on: texts, images and sounds to name, instructions to answer, pictures to denoise."""
 
 from __future__ import annotations
 
-import copy
 import math
-from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
-
-from monochord.data import Batches, Dataset, Split
 from monochord.lab.results import Metric
+from monochord.lab.task import Batch, Settings, Task
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Batch = dict[str, Any]
 ACCURACY = Metric(name="accuracy", higher_is_better=True, percent=True)
 LOSS = Metric(name="response loss", higher_is_better=False, percent=False)
-N_PROBE = 32  # examples whose activations are compared
-
-
-@dataclass(frozen=True)
-class Settings:
-    """A task as JSON. `model` and `data` are names, or `object:` and a fingerprint."""
-
-    kind: str
-    model: str
-    data: str
-    batch_size: int
-    max_length: int  # tokens of a text, or pixels of an image's side
-    n_test: int
-    n_validation: int
-    head_rate: float = 5e-3  # learning rate of a fresh head beside any method
-    max_words: int | None = None  # longer texts are left out
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class Task(ABC):
-    """One task; `settings` and `objects` decide everything, random choices are seeded.
-
-    `objects["data"]` is the data as `prepare` returns it; `"model"` and `"processor"` are the user's own,
-    where there are any. Raises `DataError` for data that can't be learned from or scored.
-    """
-
-    kind: ClassVar[str]
-    metric: ClassVar[Metric]
-    defaults: ClassVar[dict[str, Any]]
-
-    def __init__(self, settings: Settings, objects: Mapping[str, Any]) -> None:
-        self.settings, self.objects = settings, objects
-        self.data: Dataset = objects["data"]
-
-    @property
-    @abstractmethod
-    def chance(self) -> float:
-        """The score without knowing anything."""
-
-    @abstractmethod
-    def model(self, seed: int) -> nn.Module:
-        """The base model in eval mode, with the head of this seed."""
-
-    @abstractmethod
-    def objective(self) -> Any:
-        """What training minimises."""
-
-    @abstractmethod
-    def score(self, model: nn.Module, split: str) -> float:
-        """The score on a split, "test" or "validation"."""
-
-    def batches(self, seed: int, steps: int) -> Batches:
-        """Training batches in the order of this seed."""
-        return self._batches(self.data["train"], seed=seed, steps=steps, batch_size=self.settings.batch_size)
-
-    def probe(self) -> Batch:
-        """A fixed batch without labels, to look at activations with."""
-        test = self.data["test"]
-        size = 1 if test.columns == ("batch",) else min(N_PROBE, len(test))
-        batch = self._batches(test, shuffle=False, batch_size=size)[0]
-        return {name: value for name, value in batch.items() if name != "labels"}
-
-    def evaluation(self, split: str, size: int = 50) -> Iterable[Batch]:
-        """The batches of a split; texts of similar length together, which saves padding."""
-        rows = self.data[split]
-        if rows.columns != ("batch",):
-            texts = [rows[name] for name in ("text", "prompt", "response") if name in rows]
-            lengths = [sum(map(len, row)) for row in zip(*texts, strict=True)]
-            if lengths:
-                rows = rows.take(np.argsort(lengths, kind="stable"))
-        return self._batches(rows, shuffle=False, batch_size=size)
-
-    @cached_property
-    def processor(self) -> Any:
-        """The tokenizer or image processor that goes with the model; None for a user's model and ready batches."""
-        from monochord.models import entries, processor
-
-        own = self.objects.get("processor")
-        if own is not None or (self.data.task == "batches" and "model" in self.objects):
-            return own
-        sized = self.kind == ImageClassification.kind and self.settings.model in entries()
-        options = {"size": self.settings.max_length} if sized else {}
-        return processor(self.objects.get("model", self.settings.model), **options)
-
-    def _batches(self, split: Split, **options: Any) -> Batches:
-        return Batches(split, self.processor, max_length=self.settings.max_length, **options)
-
-    def _base(self) -> nn.Module:
-        """The model without a head; a copy when it is the user's."""
-        from monochord.models import load
-
-        if "model" in self.objects:
-            return copy.deepcopy(self.objects["model"]).eval()
-        return load(self.settings.model, progress=False)
+HEADED = ("ForSequenceClassification", "ForImageClassification", "ForAudioClassification")
+DENOISING = Metric(name="denoising loss", higher_is_better=False, percent=False)
 
 
 class _Classification(Task):
@@ -147,9 +42,11 @@ class _Classification(Task):
     def model(self, seed: int) -> nn.Module:
         from monochord.models import Classifier
 
-        base = self._base()
-        if type(base).__name__.endswith(("ForSequenceClassification", "ForImageClassification")):
-            return base  # it has a head of its own
+        base: Any = self._base()
+        if type(base).__name__.endswith(HEADED):
+            if base.config.num_labels == self.n_classes:
+                return base  # it has a head of its own
+            base = base.base_model
         if getattr(base, "config", None) is None:
             return plain(base)
         return Classifier(base, self.n_classes, seed=seed)
@@ -192,12 +89,28 @@ class ImageClassification(_Classification):
     """Name the class of an image; accuracy."""
 
     kind = "image-classification"
+    sized = True
     defaults: ClassVar[dict[str, Any]] = {
         "model": "dinov2-s",
         "data": "fashion-mnist",
         "steps": 40,
         "batch_size": 16,
         "max_length": 56,
+        "n_test": 300,
+        "n_validation": 120,
+    }
+
+
+class AudioClassification(_Classification):
+    """Name the class of a sound; accuracy."""
+
+    kind = "audio-classification"
+    defaults: ClassVar[dict[str, Any]] = {
+        "model": "speech-ast",
+        "data": "tuxpaint-speech",
+        "steps": 60,
+        "batch_size": 16,
+        "max_length": 128,
         "n_test": 300,
         "n_validation": 120,
     }
@@ -237,7 +150,45 @@ class CausalLM(Task):
         return token_loss(model, self.evaluation(split, 12))
 
 
-TASKS: dict[str, type[Task]] = {t.kind: t for t in (TextClassification, ImageClassification, CausalLM)}
+class Denoising(Task):
+    """Denoise pictures; the loss of the model's own training on held-out ones, at the same noise for all methods."""
+
+    kind = "denoising"
+    metric = DENOISING
+    defaults: ClassVar[dict[str, Any]] = {
+        "model": "edm-unet",
+        "data": "mnist",
+        "steps": 40,
+        "batch_size": 16,
+        "max_length": 32,
+        "n_test": 192,
+        "n_validation": 96,
+    }
+
+    @property
+    def chance(self) -> float:
+        """What predicting nothing costs: targets have unit variance."""
+        return 1.0
+
+    def model(self, seed: int) -> nn.Module:
+        return self._base()
+
+    def objective(self) -> Any:
+        from monochord.objectives import Denoising as Loss
+
+        return Loss()
+
+    def probe(self) -> Batch:
+        """Pictures under some noise."""
+        return {"noisy": super().probe()["pixel_values"], "sigma": 0.5}
+
+    def score(self, model: nn.Module, split: str) -> float:
+        return denoising_loss(model, self.evaluation(split))
+
+
+TASKS: dict[str, type[Task]] = {
+    task.kind: task for task in (TextClassification, ImageClassification, AudioClassification, CausalLM, Denoising)
+}
 
 
 def open_task(settings: Mapping[str, Any], objects: Mapping[str, Any]) -> Task:
@@ -275,4 +226,20 @@ def token_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
             logits = model(**inputs).logits[:, :-1].float()
             total += float(cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="sum"))
             count += int((labels != -100).sum())
+    return total / max(count, 1)
+
+
+def denoising_loss(model: nn.Module, batches: Iterable[Batch]) -> float:
+    """The mean over pictures of the model's own loss, at noise that depends on the batch's place alone."""
+    import torch
+
+    from monochord.core.objective import Step
+    from monochord.objectives import Denoising as Loss
+
+    total, count = 0.0, 0
+    with torch.inference_mode():
+        for place, batch in enumerate(batches):
+            size = len(batch["pixel_values"])
+            total += size * Loss()(model, batch, Step(1_000_000 + place)).total.item()
+            count += size
     return total / max(count, 1)

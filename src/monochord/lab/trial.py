@@ -20,7 +20,8 @@ from monochord.lab import retention as own_task
 from monochord.lab.measure import Clock, Peak, activation_likeness, block_names, folder_bytes, weight_changes
 from monochord.lab.records import content_key
 from monochord.lab.results import BlockChange, TrialResult
-from monochord.lab.tasks import Task, open_task
+from monochord.lab.task import Task
+from monochord.lab.tasks import open_task
 
 if TYPE_CHECKING:
     from torch import nn
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 HEAD = "head"  # the module of the classifier's head
 SIZES = ("rank", "width", "bottleneck", "length", "n_tokens")  # what makes a method larger or smaller
 N_TIMED = 6  # steps of a timing trial
+N_LOOK = 8  # training batches that a method may choose by
 
 
 def search(
@@ -37,7 +39,7 @@ def search(
     begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
-    tuned = tuner_of(method, model, objects).attach(model, seed=seed)
+    tuned = tuner_of(method, opened, model, seed).attach(model, seed=seed)
     cost = _trained(opened, model, tuned, state_path(objects, task, method, rate, seed, steps), rate, seed, steps)
     validation = opened.score(model, "validation")
     return {"validation": validation, "losses": cost["losses"], **_spent(begin, work)}
@@ -57,7 +59,7 @@ def train(
     begin, work = time.perf_counter(), time.process_time()
     opened = open_task(task, objects)
     model = opened.model(seed)
-    tuned = tuner_of(method, model, objects).attach(model, seed=seed)
+    tuned = tuner_of(method, opened, model, seed).attach(model, seed=seed)
     path = state_path(objects, task, method, rate, seed, steps)
     cost = _trained(opened, model, tuned, path if path and path.exists() else None, rate, seed, steps)
     result = TrialResult(
@@ -100,7 +102,7 @@ def step_time(task: Mapping[str, Any], method: str, *, objects: Mapping[str, Any
     """Median seconds of a training step of `method`."""
     opened = open_task(task, objects)
     model = opened.model(0)
-    tuner_of(method, model, objects).attach(model, seed=0)
+    tuner_of(method, opened, model).attach(model, seed=0)
     _, clock, _ = _fit(opened, model, 0.0, 0, N_TIMED)
     return {"step_seconds": clock.median()}
 
@@ -116,6 +118,8 @@ def sizes(
     opened = open_task(task, objects)
     model = opened.model(0)
     tuners = {method: objects.get("tuners", {}).get(method) or build(method) for method in methods}
+    look = opened.batches(0, N_LOOK)
+    tuners = {method: tuner.for_task(model, look, opened.objective()) for method, tuner in tuners.items()}
     sized = {method: name for method, tuner in tuners.items() if (name := _size_name(tuner))}
     counts = {method: _count(tuner, model) for method, tuner in tuners.items()}
     reference = reference or next(iter(sized), None)
@@ -129,13 +133,14 @@ def sizes(
     return {"reference": reference, "counts": counts, "sizes": found}
 
 
-def tuner_of(method: str, model: nn.Module, objects: Mapping[str, Any]) -> Any:
-    """The method, with full tuning of a fresh head unless it trains that itself."""
+def tuner_of(method: str, task: Task, model: nn.Module, seed: int = 0) -> Any:
+    """The method, after a look at the task where it asks for one; and full tuning of a fresh head that it leaves."""
     from torch import Generator
 
     from monochord.adapt import FullTuning
 
-    tuner = objects.get("tuners", {}).get(method) or build(method)
+    tuner = task.objects.get("tuners", {}).get(method) or build(method)
+    tuner = tuner.for_task(model, task.batches(seed, N_LOOK), task.objective())
     if not _head_size(model):
         return tuner
     trained = {site.path for site, _ in tuner.plan(model, Generator().manual_seed(0))}

@@ -55,7 +55,7 @@ def tune(
         objects["tuners"] = {}
     else:
         objects["tuners"] = {entrant.spec: method}
-    tuned = tuner_of(entrant.spec, net, objects).attach(net, seed=seed)
+    tuned = tuner_of(entrant.spec, task, net, seed).attach(net, seed=seed)
     before = task.score(net, "test")
     rates: Sequence[float] = entrant.rates
     rate = lr if lr is not None else rates[len(rates) // 2]

@@ -13,9 +13,10 @@ from transformers.modeling_outputs import SequenceClassifierOutput
 class Classifier(nn.Module):
     """`head(pool(backbone(inputs)))`: a `backbone` of transformers, then a `Linear` to `n_classes`.
 
-    `pool="mean"` takes the mean over the tokens that the mask keeps; for images the mean of the class token
-    and the patches' mean. `pool="cls"` takes the first token. The head starts small, from `seed`. `width` is
-    d_model, where the backbone's configuration does not say it. Trains in transformers' `Trainer` too.
+    `pool="mean"` takes the mean over the tokens that the mask keeps; for images the mean of the class token and the
+    patches' mean, or over the places of a feature map. `pool="cls"` takes the first token. The head starts small, from
+    `seed`. `width` is d_model, where the backbone's configuration does not say it. Trains in transformers' `Trainer`
+    too.
     """
 
     def __init__(
@@ -35,8 +36,12 @@ class Classifier(nn.Module):
         self.config = getattr(backbone, "config", None)
         self.backbone = backbone
         self.pool = pool
-        width = width or getattr(self.config, "hidden_size", None)
-        if width is None:
+        width = (
+            width
+            or getattr(self.config, "hidden_size", None)
+            or (getattr(self.config, "hidden_sizes", None) or [0])[-1]
+        )
+        if not width:
             raise ValueError(f"{type(backbone).__name__} does not say how wide its output is: pass width=")
         like = next(backbone.parameters())
         generator = torch.Generator().manual_seed(seed)
@@ -85,6 +90,8 @@ class Classifier(nn.Module):
         hidden: Tensor = output if isinstance(output, Tensor) else output.last_hidden_state
         if hidden.ndim == 2:
             return hidden
+        if hidden.ndim == 4:
+            return hidden.mean((2, 3))
         if self.pool == "cls":
             return hidden[:, 0]
         if "attention_mask" in inputs:

@@ -3,6 +3,7 @@
 from monochord.core.objective import Loss as Loss
 from monochord.core.objective import Objective as Objective
 from monochord.objectives.cross_entropy import CrossEntropy as CrossEntropy
+from monochord.objectives.denoising import Denoising as Denoising
 from monochord.objectives.entropy import Entropy as Entropy
 from monochord.objectives.kl_anchor import KLAnchor as KLAnchor
 from monochord.objectives.next_token import NextToken as NextToken

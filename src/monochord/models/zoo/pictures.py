@@ -114,6 +114,13 @@ def load_judge(folder: Path, dtype: Any) -> Any:
     return _with_weights(AttributeJudge(_said(folder)["seed"]), folder, dtype, "final")
 
 
+def canvas(folder: Path) -> Any:
+    """Grey pictures of 32 by 32."""
+    from monochord.models.images import Canvas
+
+    return Canvas(32, channels=1)
+
+
 def no_processor(folder: Path) -> Any:
     """There is none."""
     raise ValueError(f"{folder.name} takes pictures between -1 and 1 as they are: there is nothing to process them by")
@@ -182,7 +189,7 @@ ENTRIES = trained(
         1_744_836,
         "our own EDM denoiser of Fashion-MNIST, 32 by 32",
         load_edm,
-        no_processor,
+        canvas,
     ),
     _net(
         "pictures-judge",
