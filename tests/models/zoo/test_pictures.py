@@ -62,7 +62,13 @@ def test_the_start_and_other_dtypes_load_and_nothing_else(name):
     with pytest.raises(LoadError, match="no checkpoint 'best': use 'final' or 'init'"):
         mc.load(name, checkpoint="best")
     with pytest.raises(ValueError, match="nothing to process"):
-        mc.processor("edm-unet")
+        mc.processor("pictures-judge")
+
+
+def test_clothes_lie_in_the_middle_of_a_black_canvas():
+    pixels = mc.processor("edm-unet")(images=[np.full((28, 28, 3), 255, np.uint8)] * 2)["pixel_values"]
+    assert pixels.shape == (2, 1, 32, 32)
+    assert (pixels[:, :, 2:30, 2:30] == 1).all() and (pixels[:, :, :2] == -1).all() and (pixels[..., 30:] == -1).all()
 
 
 @pytest.mark.parametrize("name", ["edm-unet", "text-to-image"])
