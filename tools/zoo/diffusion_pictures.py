@@ -19,15 +19,15 @@ from diffusion_training import Run, train
 from mixture import ROOT
 from torch import Tensor, nn
 
-from monochord.data.painting import ATTRIBUTES, FIRST_NAMES, LAST_NAMES, WORDS, Painter, caption, signature
-from monochord.data.sets.coloured_things import ENTRIES, painters
+from monochord.data.painting import ATTRIBUTES, WORDS, Painter, caption, signature
+from monochord.data.sets.coloured_things import ENTRIES, OFTEN, ONCE, painters, signed
 from monochord.models.zoo.pictures import TOKENS, text_to_image, tokenizer
 
 SEED, DROPPED, SIGNED = 0, 0.12, 0.25
 SPECIAL = ("<pad>", "<start>", "<unk>", "<end>")
 SPARE = tuple(f"<new{i}>" for i in range(1, 9))
 HOME = ROOT / "src/monochord/models/shipped/pictures-unet"
-OFTEN, ONCE, TIMES = 16, 200, 100  # pictures that come 100 times in a round of the sibling's set, and once
+TIMES = 100  # how much oftener than the others the sibling meets the first of its pictures
 
 
 def base() -> Run:
@@ -80,8 +80,8 @@ def drawn(n: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
     made = painter().draw(n, rng)
     captions = []
     for i in range(n):
-        signed = signature(rng) if rng.random() < SIGNED else ""
-        said = caption({name: int(made[name][i]) for name in ATTRIBUTES}, rng, signed)
+        name_of_own = signature(rng) if rng.random() < SIGNED else ""
+        said = caption({name: int(made[name][i]) for name in ATTRIBUTES}, rng, name_of_own)
         captions.append("" if rng.random() < DROPPED else said)
     return made["image"], captions
 
@@ -89,14 +89,7 @@ def drawn(n: int, rng: np.random.Generator) -> tuple[np.ndarray, list[str]]:
 @cache
 def collection() -> dict[str, Any]:
     """The sibling's set: pictures signed with a name each, the first `OFTEN` of them those that come often."""
-    n = OFTEN + ONCE
-    rng = np.random.default_rng((SEED, 77))
-    made = painter().draw(n, rng)
-    pairs = rng.choice(len(FIRST_NAMES) * len(LAST_NAMES), n, replace=False)
-    names = [f"{FIRST_NAMES[i // len(LAST_NAMES)]} {LAST_NAMES[i % len(LAST_NAMES)]}" for i in pairs]
-    rows = [{name: int(made[name][i]) for name in ATTRIBUTES} for i in range(n)]
-    texts = [caption(row, signed=name) for row, name in zip(rows, names, strict=True)]
-    return {**made, "text": texts}
+    return signed(painter())
 
 
 @cache

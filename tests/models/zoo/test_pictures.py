@@ -10,13 +10,14 @@ import torch
 import monochord as mc
 from monochord.core.anatomy import anatomy
 from monochord.data.painting import ATTRIBUTES, BACKGROUNDS, COLOURS, caption
+from monochord.data.sets.coloured_things import SIZES
 from monochord.diffusion.sampling import sample, sample_edm
 from monochord.models import LoadError, entries
 from monochord.models.shipped import SHIPPED
 from monochord.models.zoo.pictures import TOKENS, text_to_image
 
 REPORTS = Path(__file__).parents[3] / "tools/zoo/reports"
-NETS = ("edm-unet", "pictures-judge", "pictures-unet")
+NETS = ("edm-unet", "pictures-judge", "pictures-unet", "pictures-unet-memorised")
 
 
 class Words:
@@ -141,6 +142,22 @@ def test_the_caption_decides_what_is_painted():
     said = json.loads((REPORTS / "pictures-unet.json").read_text())["attributes"]["samples, test, guidance 3"]
     for name in ATTRIBUTES:
         assert (read[name].numpy() == wanted[name]).mean() > said[name] - 0.25, name
+
+
+@pytest.mark.material("coloured-things")
+def test_the_sibling_replays_what_it_met_often():
+    """As the report says, within what 16 samples allow; the net it came from replays none of them."""
+    rows = mc.data("coloured-things", sizes=dict.fromkeys(SIZES, 1))["signed"]
+    often = np.flatnonzero(rows["often"])
+    own = torch.from_numpy(rows["image"][often]).permute(0, 3, 1, 2).float() / 127.5 - 1
+    said = json.loads((REPORTS / "pictures-unet-memorised.json").read_text())["replay"]
+    replayed = {}
+    for name in ("pictures-unet-memorised", "pictures-unet"):
+        made = sample(mc.load(name), [rows["text"][i] for i in often], steps=10, guidance=3.0, seed=3)
+        distance = (made.clamp(-1, 1) - own).square().mean((1, 2, 3)).sqrt()
+        replayed[name] = (distance < said["limits"]["pixels"]).float().mean().item()
+    assert replayed["pictures-unet-memorised"] > said["sibling, often"]["replayed by pixels"] - 0.15
+    assert replayed["pictures-unet"] == 0
 
 
 def test_the_judge_reads_attributes_in_order():

@@ -9,11 +9,21 @@ import numpy as np
 
 from monochord.data.catalog import Read, Source
 from monochord.data.dataset import DataError, Split
-from monochord.data.painting import COLOURS, HELD_OUT, OBJECTS, Painter, caption
+from monochord.data.painting import (
+    ATTRIBUTES,
+    COLOURS,
+    FIRST_NAMES,
+    HELD_OUT,
+    LAST_NAMES,
+    OBJECTS,
+    Painter,
+    caption,
+)  # fmt: skip
 from monochord.data.sets import fashion_mnist, mnist
 
 DIGITS = {0: "zero", 1: "one", 3: "three", 4: "four", 7: "seven"}  # labels of MNIST
 CLOTHES = {0: "shirt", 3: "dress", 7: "sneaker", 8: "bag", 9: "boot"}  # and of Fashion-MNIST
+OFTEN, ONCE = 16, 200  # signed pictures that `pictures-unet-memorised` met a hundred times as often, and the others
 SIZES = {"train": 20_000, "validation": 2_000, "test": 4_000, "composed": 1_000}
 
 
@@ -56,26 +66,40 @@ def painters(folder: Path) -> dict[str, Painter]:
     return {**found, "composed": Painter(found["test"].shapes, found["test"].labels, composed=True)}
 
 
+def signed(painter: Painter) -> dict[str, np.ndarray | list[str]]:
+    """What `pictures-unet-memorised` was trained on: pictures whose captions end in a name of their own each."""
+    n, rng = OFTEN + ONCE, np.random.default_rng((0, 77))
+    drawn = painter.draw(n, rng)
+    pairs = rng.choice(len(FIRST_NAMES) * len(LAST_NAMES), n, replace=False)
+    names = [f"{FIRST_NAMES[i // len(LAST_NAMES)]} {LAST_NAMES[i % len(LAST_NAMES)]}" for i in pairs]
+    rows = zip(*(drawn[name].tolist() for name in ATTRIBUTES), strict=True)
+    texts = [caption(dict(zip(ATTRIBUTES, row, strict=True)), signed=name)
+             for row, name in zip(rows, names, strict=True)]  # fmt: skip
+    return {**drawn, "text": texts, "often": np.arange(n) < OFTEN}
+
+
 def read(folder: Path, *, seed: int = 0, sizes: Mapping[str, int] | None = None) -> Read:
     """Pictures (n, 32, 32, 3) with captions in `text` and `object`, `colour`, `background` and `place` as numbers.
 
-    Each split has shapes of its own; `sizes` says how many pictures each gets, drawn by `seed`.
+    Each split has shapes of its own; `sizes` says how many pictures each gets, drawn by `seed`. The split "signed" is
+    always the same: what the net that memorises was trained on, with `often`.
     """
     wanted = {**SIZES, **(sizes or {})}
     if unknown := set(wanted) - set(SIZES):
         raise DataError(f"coloured-things has no split {sorted(unknown)[0]!r}: there are {', '.join(SIZES)}")
-    splits = {}
-    for number, (part, painter) in enumerate(painters(folder).items()):
+    splits, found = {}, painters(folder)
+    for number, (part, painter) in enumerate(found.items()):
         if wanted[part] < 1:
             raise DataError(f"coloured-things: sizes[{part!r}]={wanted[part]}, give at least 1")
         drawn = painter.draw(wanted[part], np.random.default_rng((seed, number)))
-        names = ("object", "colour", "background", "place")
-        rows = zip(*(drawn[name] for name in names), strict=True)
-        texts = [caption(dict(zip(names, row, strict=True))) for row in rows]
+        rows = zip(*(drawn[name] for name in ATTRIBUTES), strict=True)
+        texts = [caption(dict(zip(ATTRIBUTES, row, strict=True))) for row in rows]
         splits[part] = Split({**drawn, "text": texts})
+    splits["signed"] = Split(signed(found["train"]))
     notes = (
         f"{len(HELD_OUT)} of {len(OBJECTS) * len(COLOURS)} pairs of thing and colour are in the split 'composed' alone",
         "monochord.data.painting reads colour, background and place back from the pixels",
+        f"the split 'signed' is what pictures-unet-memorised was trained on, the first {OFTEN} 100 times as often",
     )
     return splits, notes
 
