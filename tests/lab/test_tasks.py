@@ -2,15 +2,18 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from lab import tiny
 
+import monochord as mc
 from monochord.data import Dataset, Split, data
-from monochord.lab import retention
+from monochord.lab import plan, retention
 from monochord.lab.preparing import kind_of, prepare
 from monochord.lab.task import Settings
 from monochord.lab.tasks import open_task, token_loss
+from monochord.models import Classifier
 
 
 class Letters:
@@ -144,3 +147,60 @@ def test_language_models_are_asked_for_their_loss_on_text():
 def test_every_kind_says_how_retention_is_measured(kind):
     words, metric = retention.METRICS[kind]
     assert words and metric["name"]
+
+
+CLOTHES = ["T-shirt/top", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+
+
+def pictures(kind, names, side=28):
+    """40 pictures of noise with labels in turn."""
+    rng = np.random.default_rng(0)
+    rows = {"image": rng.integers(0, 256, (40, side, side), np.uint8), "label": np.arange(40) % len(names)}
+    parts = {"train": slice(24), "validation": slice(24, 32), "test": slice(32, 40)}
+    splits = {part: Split({name: column[place] for name, column in rows.items()}) for part, place in parts.items()}
+    made = Dataset("noise", "image-classification", splits, tuple(names))
+    chosen = Settings(kind, "edm-unet" if kind == "denoising" else "fashion-vit", "object:data", 4, 32, 8, 8)
+    return open_task(chosen.to_json(), {"data": prepare(made, chosen, 100)})
+
+
+@pytest.mark.parametrize("names", [CLOTHES, [str(digit) for digit in range(10)], CLOTHES[:3]])
+def test_a_head_for_other_classes_is_a_new_one(names):
+    task = pictures("image-classification", names)
+    kept = names == CLOTHES
+    assert isinstance(task.model(0), Classifier) != kept
+    batch = task.batches(0, 1)[0]
+    assert task.model(0)(pixel_values=batch["pixel_values"]).logits.shape == (4, len(names))
+
+
+def test_a_denoiser_is_scored_by_its_own_loss_at_the_same_noise():
+    task = pictures("denoising", ["noise", "more noise"])
+    model = task.model(0)
+    assert task.score(model, "test") == task.score(model, "test")
+    assert task.score(model, "test") < task.score(mc.load("edm-unet", checkpoint="init"), "test")
+    with torch.no_grad():
+        assert model(**task.probe()).shape == (8, 1, 32, 32)
+    mc.fit(model, task.batches(0, 2), task.objective(), steps=2, lr=1e-4, progress=False)
+
+
+@pytest.mark.material("tuxpaint-speech")
+def test_sounds_are_named():
+    spoken = mc.data("tuxpaint-speech").limit(train=40, validation=16, test=16)
+    chosen = Settings("audio-classification", "speech-ast", "tuxpaint-speech", 4, 128, 16, 16)
+    task = open_task(chosen.to_json(), {"data": prepare(spoken, chosen, 40)})
+    model = task.model(0)
+    assert model.head.out_features == spoken.n_classes
+    assert 0 <= task.score(model, "test") <= 1 and task.chance >= 1 / spoken.n_classes
+    assert set(task.probe()) == {"input_values"}
+
+
+@pytest.mark.parametrize(
+    ("model", "given", "kind"),
+    [
+        ("speech-ast", None, "audio-classification"),
+        ("edm-unet", "mnist", "denoising"),
+        ("fashion-cnn", "mnist", "image-classification"),
+        ("minilm", "tuxpaint-speech", "audio-classification"),
+    ],
+)
+def test_the_task_follows_from_the_model_and_the_data(model, given, kind):
+    assert plan.problem(model, given, None, 2, None, {}).settings.kind == kind

@@ -27,7 +27,9 @@ def compare(
         list[str] | None,
         typer.Option(help="Comma-separated or repeated: lora,'dora(rank=4)'; see `monochord methods`"),
     ] = None,
-    task: Annotated[str | None, typer.Option(help="text-classification, image-classification or causal-lm")] = None,
+    task: Annotated[
+        str | None, typer.Option(help="text-, image- or audio-classification, causal-lm or denoising")
+    ] = None,
     steps: Annotated[int | None, typer.Option(help="Training steps of each trial", min=1)] = None,
     budget: Annotated[float | None, typer.Option(help="Seconds of training of each trial, for steps")] = None,
     seeds: Annotated[str, typer.Option(help="How many, or which: 3 or 101,102,103")] = "3",

@@ -44,12 +44,23 @@ class _Classification(Task):
 
         base: Any = self._base()
         if type(base).__name__.endswith(HEADED):
-            if base.config.num_labels == self.n_classes:
+            if self._answers(base.config):
                 return base  # it has a head of its own
             base = base.base_model
         if getattr(base, "config", None) is None:
             return plain(base)
         return Classifier(base, self.n_classes, seed=seed)
+
+    def _answers(self, config: Any) -> bool:
+        """Whether a model's own head is for these classes: as many, and of the same names where it is not the user's
+        and both have names."""
+        if config.num_labels != self.n_classes:
+            return False
+        given, named = (
+            [str(name).lower() for name in names] for names in (self.data.label_names, config.id2label.values())
+        )
+        unnamed = not given or all(name.startswith("label_") for name in named)
+        return "model" in self.objects or unnamed or given == named
 
     def objective(self) -> Any:
         from monochord.objectives import CrossEntropy
