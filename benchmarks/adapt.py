@@ -107,8 +107,8 @@ def beside_peers(report: Report, title: str, ways: dict[str, Change], rounds: in
     counts = {way: trained(step.model) for way, step in steps.items()}
     report.add(f"{title}, trained numbers", "numbers", counts, None)
     report.add(f"{title}, time of a step", f"time of {base}", ratios(steps, base, rounds), 1.0)
-    found = {way: kept(step) for way, step in steps.items()}
-    report.add(f"{title}, kept for the backward pass", "MiB", found, round(found[base], 2))
+    found = {way: size for way, step in steps.items() if (size := kept(step)) is not None}
+    report.add(f"{title}, kept for the backward pass", "MiB", found, round(found[base], 2) if base in found else None)
     found = {way: peak(__file__, title, way) for way in ways}
     report.add(f"{title}, peak of a step", "MiB above the model", found, round(found[base], 2))
     if title in PAIRS:
@@ -165,13 +165,13 @@ def stepper(model: nn.Module, batch: dict[str, Tensor]) -> Callable[[], float]:
     return step
 
 
-def kept(step: Callable[[], float]) -> float:
-    """MiB; not a number where a method keeps sparse tensors, whose storage cannot be read."""
+def kept(step: Callable[[], float]) -> float | None:
+    """MiB; None where a method keeps sparse tensors, whose storage cannot be read."""
     try:
         with SavedActivations(step.model) as saved:
             step()
     except NotImplementedError:
-        return float("nan")
+        return None
     return saved.bytes / 2**20
 
 

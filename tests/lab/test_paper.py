@@ -96,6 +96,21 @@ def test_a_smoke_run_takes_one_seed_and_the_small_choice(experiment):
         run(experiment, scale="huge")
 
 
+def test_figures_are_drawn_again_without_measuring(experiment, monkeypatch):
+    with pytest.raises(PaperError, match="flora has no result in .* to draw: `monochord reproduce flora` makes one"):
+        reproducing.redraw("flora", out=experiment / "out")
+    result = run(experiment)
+    drawn = experiment / "out/figures/flora-1.svg"
+    before = drawn.read_text()
+    drawn.unlink()
+    monkeypatch.setattr(reproducing, "run", None)
+    assert reproducing.redraw("flora", out=experiment / "out") == result
+    assert drawn.read_text() == before
+    monkeypatch.setattr(reproducing, "source_hash", lambda module, uses: "changed")
+    with pytest.raises(PaperError, match="flora was measured with other code"):
+        reproducing.redraw("flora", out=experiment / "out")
+
+
 def test_evidence_pairs_by_seed():
     def trials(seeds, values):
         return [{"seed": s, "metrics": {"m": v}} for s, v in zip(seeds, values, strict=True)]
@@ -234,7 +249,9 @@ def test_a_result_is_stale_when_code_changed_and_not_when_words_did(tmp_path, mo
     made = {"source": repertoire.source_hash(module), "files": repertoire.file_hashes(module), "verdict": "works"}
     (tmp_path / "flora.json").write_text(json.dumps({**made, "summary": ""}))
     assert repertoire.entry("flora").verdict == "works"
-    file.write_text("paper = Paper('flora')  # as before\n")
-    assert repertoire.entry("flora").verdict == "works"
+    drawn = "\n@paper.figure('bars')\ndef _(e, axes):\n    axes.bar()\n"
+    for text in ("paper = Paper('flora')  # as before\n", "paper = Paper('flora')\n" + drawn):
+        file.write_text(text)
+        assert repertoire.entry("flora").verdict == "works"
     file.write_text("paper = Paper('flora', timeout=3)\n")
     assert repertoire.entry("flora").verdict == "stale"

@@ -50,6 +50,7 @@ def show(slug: Annotated[str, typer.Argument(help="A paper's short name")], as_j
         "monochord reproduce tuco",
         "monochord reproduce flora mezo --seeds 101,102,103",
         "monochord reproduce tuco --scale smoke",
+        "monochord reproduce tuco --redraw",
     )
 )
 def reproduce(
@@ -59,11 +60,13 @@ def reproduce(
     engine: Annotated[str, typer.Option(help="local (a process a trial) or inline")] = "local",
     workers: Annotated[int | None, typer.Option(help="Trials at a time [default: all cores]", min=1)] = None,
     out: Annotated[str | None, typer.Option(help="Folder of the results [default: the package's; runs/papers]")] = None,
+    redraw: Annotated[bool, typer.Option("--redraw", help="Only draw the figures again, from what is there.")] = False,
     as_json: Json = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
     """Run papers' experiments again and decide their claims; stopped, it goes on where it was."""
     from monochord.lab import repertoire
+    from monochord.lab.reproduce import redraw as draw
     from monochord.lab.reproduce import reproduce as run
     from monochord.lab.sheet import sheet
 
@@ -71,7 +74,9 @@ def reproduce(
         repertoire.module_of(slug)  # all names are good before the first starts
     chosen = seeds_of(seeds) if seeds else None
     results = [
-        run(
+        draw(slug, out=out)
+        if redraw
+        else run(
             slug,
             seeds=list(range(chosen)) if isinstance(chosen, int) else chosen,
             scale=scale,

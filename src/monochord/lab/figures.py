@@ -94,6 +94,20 @@ def single() -> Iterator[tuple[Figure, Axes]]:
         yield figure, figure.subplots()
 
 
+def legend_above(axes: Axes) -> None:
+    """Move a legend out of the axes, where it can cover nothing."""
+    drawn = axes.get_legend()
+    if drawn is None:
+        return
+    labels = [text.get_text() for text in drawn.get_texts()]
+    columns = max(1, min(len(labels), 62 // (max(map(len, labels)) + 6)))
+    handles = drawn.legend_handles
+    drawn.remove()
+    figure: Any = axes.figure
+    figure.legend(handles, labels, loc="outside upper left", ncols=columns, frameon=False, fontsize=8.5,
+                  handlelength=1.6, columnspacing=1.2)  # fmt: skip
+
+
 def _cycle() -> Any:
     from cycler import cycler
 

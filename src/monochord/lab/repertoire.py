@@ -127,7 +127,7 @@ def results_folder() -> Path:
 def source_hash(module: str, uses: Iterable[str] = ()) -> str:
     """A hash of the code of a module, of what it `uses`, of the methods these import, and of our own nets they name.
 
-    Comments, docstrings and layout don't count.
+    Comments, docstrings and layout don't count, nor do figures, which are drawn from what was measured.
     """
     digest = hashlib.sha256()
     reached = _reached({module, *uses})
@@ -242,6 +242,7 @@ def _bytes_hash(name: str) -> str:
 
 def _code(module: str) -> str:
     tree = _tree(module)
+    tree.body = [node for node in tree.body if not _draws(node)]
     for node in ast.walk(tree):
         body = getattr(node, "body", None)
         if isinstance(body, list) and body and isinstance(body[0], ast.Expr):
@@ -249,6 +250,12 @@ def _code(module: str) -> str:
             if isinstance(value, ast.Constant) and isinstance(value.value, str):
                 body[0] = ast.Pass()
     return ast.dump(tree)
+
+
+def _draws(node: ast.stmt) -> bool:
+    """Whether it is a function under `@paper.figure`."""
+    decorators = node.decorator_list if isinstance(node, ast.FunctionDef) else []
+    return any(isinstance(d, ast.Call) and ast.unparse(d.func) == "paper.figure" for d in decorators)
 
 
 def _tree(module: str) -> ast.Module:

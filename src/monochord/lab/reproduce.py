@@ -81,7 +81,27 @@ def reproduce(
     folder = Path(out) if out is not None else results_folder() if scale == "full" else Path("runs/papers")
     evidence = Evidence({name: values for name, values in found.items() if values}, paper.chance)
     result["figures"] = _draw(paper, evidence, folder)
-    _write(folder / f"{slug}.json", json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _save(result, folder / f"{slug}.json")
+    return result
+
+
+def redraw(slug: str, *, out: str | Path | None = None) -> Result:
+    """Draw a paper's figures again from its result; nothing is measured. Returns the result.
+
+    `out` is the folder of the result (the package's). Raises `PaperError` where there is none, or a stale one.
+    """
+    paper = load(slug)
+    folder = results_folder() if out is None else Path(out)
+    file = folder / f"{slug}.json"
+    if not file.exists():
+        raise PaperError(f"{slug} has no result in {folder} to draw: `monochord reproduce {slug}` makes one")
+    result: Result = json.loads(file.read_text(encoding="utf8"))
+    if result["source"] != source_hash(module_of(slug), paper.uses):
+        raise PaperError(f"{slug} was measured with other code: `monochord reproduce {slug}` measures it again")
+    trials = {name: arm["trials"] for name, arm in result["arms"].items() if arm["trials"]}
+    result["figures"] = _draw(paper, Evidence(trials, paper.chance), folder)
+    result["files"] = file_hashes(module_of(slug), paper.uses)
+    _save(result, file)
     return result
 
 
@@ -141,7 +161,7 @@ def _interval(interval: Interval) -> dict[str, Any]:
 
 def _draw(paper: Paper, evidence: Evidence, folder: Path) -> list[dict[str, str]]:
     """Every figure as a file beside the result; one that can't be drawn is left out with its reason."""
-    from monochord.lab.figures import single, svg_file
+    from monochord.lab.figures import legend_above, single, svg_file
 
     made = []
     for i, (title, draw) in enumerate(paper.figures.items(), 1):
@@ -149,12 +169,17 @@ def _draw(paper: Paper, evidence: Evidence, folder: Path) -> list[dict[str, str]
         try:
             with single() as (figure, axes):
                 draw(evidence, axes)
+                legend_above(axes)
                 _write(folder / "figures" / name, svg_file(figure))
         except PaperError as error:
             made.append({"title": title, "error": str(error)})
             continue
         made.append({"title": title, "file": name})
     return made
+
+
+def _save(result: Result, file: Path) -> None:
+    _write(file, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def _write(path: Path, text: str) -> None:

@@ -152,9 +152,12 @@ def _(e, axes):
             axes.plot(list(SIZES.values()), scores, style, color=colour, marker="o", ms=4,
                       label=f"{prefix}coordinates, as many as {name}" if prefix else name)  # fmt: skip
     for name in ("full", "head"):
-        axes.plot(list(SIZES.values()), [e[size][name].mean for size in SIZES], ":", color="grey", lw=0.9)
-    axes.set(xscale="log", xlabel="weights", ylabel="accuracy on test mails; dotted: all weights, the head alone")
-    axes.legend(frameon=False)
+        label = {"full": "all weights (above), the head alone"}.get(name)
+        axes.plot(list(SIZES.values()), [e[size][name].mean for size in SIZES], ":", color="grey", lw=0.9, label=label)
+    axes.set(xscale="log", xlabel="weights", ylabel="accuracy on test mails")
+    axes.set_xticks(list(SIZES.values()), [size.removeprefix("ladder-") for size in SIZES])
+    axes.minorticks_off()
+    axes.legend()
 
 
 def _gaps(e: Any) -> np.ndarray:

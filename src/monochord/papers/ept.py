@@ -174,8 +174,8 @@ def _(e, axes):
             places + 0.38 * (i - 0.5), [f.mean for f in found], 0.36, xerr=[f.interval.half_width for f in found],
             label=task,
         )  # fmt: skip
-    axes.set(yticks=places, yticklabels=list(METHODS), xlabel="accuracy", xlim=(0.4, 1.15))
-    axes.legend(frameon=False, loc="center right")
+    axes.set(yticks=places, yticklabels=list(METHODS), xlabel="accuracy", xlim=(0.4, 1))
+    axes.legend()
 
 
 def _problem(trial: Trial, task: str) -> Problem:

@@ -223,6 +223,6 @@ def _(e, axes):
     for i, form in enumerate(("flattened", "tucker")):
         values = [found[f"{rank} {kind} {form}"].mean for rank, kind in kinds]
         axes.bar(places + 0.4 * i - 0.2, values, 0.38, label=form)
-    labels = [f"size of rank {rank}\n{kind}" for rank, kind in kinds]
-    axes.set(xticks=places, xticklabels=labels, ylabel="share of the norm", ylim=(0, 1.25))
-    axes.legend(frameon=False, loc="upper left", ncols=2)
+    labels = [f"{rank}\n{kind}" for rank, kind in kinds]
+    axes.set(xticks=places, xticklabels=labels, xlabel="as many numbers as this rank", ylabel="share of the norm")
+    axes.legend()

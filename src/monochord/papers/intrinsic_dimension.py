@@ -171,7 +171,7 @@ def _(e, axes):
     axes.axhline(0.9 * e["pretrained"].full.mean, color="grey", ls="--", lw=0.8, label="90 % of full tuning")
     axes.axhline(e.chance["accuracy"], color="grey", ls=":", lw=0.8, label="chance")
     axes.set(xscale="log", xlabel="d", ylabel="accuracy on test mails", ylim=(0.45, 1.0))
-    axes.legend(frameon=False, ncols=2, loc="upper left")
+    axes.legend()
 
 
 @paper.figure("Intrinsic dimension over pretraining")
@@ -186,7 +186,7 @@ def _(e, axes):
         xlabel="step of pretraining",
         ylabel="d for 90 % of full tuning",
     )
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _dimensions(e: Any) -> list[float]:

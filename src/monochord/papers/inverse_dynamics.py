@@ -279,7 +279,7 @@ def _(e, axes):
         style = {"inverse dynamics": "-", "true state": ":", "random encoder": ":"}.get(name, "--")
         axes.plot(range(len(COUNTS)), e[name].curve.mean, style, marker="o", ms=4, label=name)
     axes.set(xticks=range(len(COUNTS)), xticklabels=COUNTS, xlabel="demonstrations", ylabel="success", ylim=(0, 1.05))
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend()
 
 
 @paper.figure("Success with the goal hidden and visible, and what is left without what the objective needs")

@@ -324,4 +324,4 @@ def _(e, axes):
         spread = [value.interval.half_width for value in values]
         axes.errorbar([v.mean for v in values], places + 0.15 * i, xerr=spread, fmt="o", ms=4, label=metric)
     axes.set(yticks=places, yticklabels=names, xlabel="root mean square error")
-    axes.legend(frameon=False)
+    axes.legend()

@@ -196,7 +196,7 @@ def _(e, axes):
         )
     axes.axvline(e["grokking"].step_of_half.mean, color="grey", lw=0.8, ls=":")
     axes.set(xlabel="step", ylabel="mean local dimension", ylim=(0, None))
-    axes.legend(frameon=False, loc="center right", bbox_to_anchor=(1, 0.6))
+    axes.legend()
 
 
 @paper.figure("Overfitting: losses and mean local dimension of held-out tokens")
@@ -205,7 +205,7 @@ def _(e, axes):
     for name, label in (("losses", "loss, held out"), ("train_losses", "loss, training"), ("dimensions", "dimension")):
         axes.plot(found.steps.mean, found[name].mean, label=label)
     axes.set(xlabel="step", ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 class _Adder(nn.Module):

@@ -192,7 +192,7 @@ def _(e, axes):
     for name in FORMS:
         axes.plot(e[name].curve.mean, label=name)
     axes.set(xlabel="steps", ylabel="nats, mean of 20 steps")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("Validation loss by rate")
@@ -200,8 +200,10 @@ def _(e, axes):
     for name in ("magnitude invariant", "encoding only", "residual only", "default", "default, normalised"):
         curve = e[name].by_rate
         axes.errorbar(RATES[: len(curve.mean)], curve.mean, yerr=curve.values.std(0), marker="o", ms=4, label=name)
-    axes.set(xlabel="learning rate", ylabel="nats", xscale="log")
-    axes.legend(frameon=False)
+    axes.set(xlabel="learning rate", ylabel="nats", xscale="log", yscale="log")
+    axes.set_xticks(RATES, [f"{rate:g}" for rate in RATES])
+    axes.minorticks_off()
+    axes.legend()
 
 
 class _Net(nn.Module):

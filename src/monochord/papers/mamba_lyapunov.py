@@ -224,7 +224,7 @@ def _(e, axes):
         axes.errorbar(BITS[-len(curve.mean) :], curve.mean, yerr=curve.values.std(0), marker="o", ms=4, label=name)
     axes.set(xlabel="bits of mantissa", ylabel="nats a token", yscale="log", xticks=BITS)
     axes.invert_xaxis()
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("Log distance of twins after a push of the first layer's state")
@@ -232,7 +232,7 @@ def _(e, axes):
     for metric, label in (("curve", "first layer's state"), ("deeper", "states of deeper layers")):
         axes.plot(e["twins"][metric].mean, label=label)
     axes.set(xlabel="tokens", ylabel="log distance, from its start")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _nearer(e: Any, metric: str) -> float:

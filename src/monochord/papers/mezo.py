@@ -182,7 +182,7 @@ def _(e, axes):
         axes.plot(np.arange(1, len(losses) + 1) * STEPS / len(losses), losses, label=arm)
     axes.axhline(np.log(2), color="grey", ls=":", lw=0.8, label="chance")
     axes.set(xlabel="step", ylabel="nats", ylim=(0.3, 1.3))
-    axes.legend(frameon=False, ncols=2, loc="upper right")
+    axes.legend()
 
 
 @paper.figure("Accuracy on test mails")

@@ -202,7 +202,7 @@ def _(e, axes):
         values = [e[name][kind].mean for kind in TESTED]
         axes.barh(np.arange(len(TESTED)) + 0.2 * (i - 1.5), values, 0.19, label=name)
     axes.set(yticks=range(len(TESTED)), yticklabels=TESTED, xlabel="error")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.4, 1.0), ncols=2)
+    axes.legend()
 
 
 @paper.figure("Mean error")

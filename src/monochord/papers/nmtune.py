@@ -185,7 +185,7 @@ def _(e, axes):
         value = e["linear probe"][metric]
         axes.errorbar(NOISE, value.mean, yerr=value.values.std(0), marker="o", ms=4, label=label)
     axes.set(xlabel="% of wrong labels in pretraining", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(frameon=False, loc="center right")
+    axes.legend()
 
 
 @paper.figure("Shifted accuracy, mean over noise levels and tasks")

@@ -230,7 +230,7 @@ def _(e, axes):
             [v.mean for v in values], np.arange(len(names)) + 0.12 * i, xerr=spread, fmt="o", ms=4, label=label
         )
     axes.set(yticks=range(len(names)), yticklabels=names, xlabel="accuracy")
-    axes.legend(frameon=False, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2)
+    axes.legend()
 
 
 def _adapter(e: Any, metric: str) -> float:

@@ -187,7 +187,7 @@ def _(e, axes):
         axes.plot(e[name].curve.mean, marker="o", ms=3, label=name)
     axes.axhline(e.chance["final"], color="grey", lw=0.8, ls=":")
     axes.set(xlabel="tasks since it was learnt", ylabel="accuracy")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("Accuracy over all tasks at the end")

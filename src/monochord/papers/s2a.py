@@ -267,7 +267,7 @@ def _(e, axes):
         x, y = e["bytes"][f"vit {name}"].mean / 2**20, e[name]["mean"]
         axes.errorbar(x, y.mean, yerr=y.interval.half_width, fmt="o", ms=5, label=name)
     axes.set(xlabel="MiB kept for the backward pass", ylabel="accuracy, %", xlim=(0, None))
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend()
 
 
 @paper.figure("Bytes kept, as a share of full tuning's")
@@ -279,4 +279,4 @@ def _(e, axes):
         axes.barh(places + 0.4 * i - 0.2, shares, 0.38, label=net)
     axes.axvline(0.25, color="grey", lw=0.8, ls=":")
     axes.set(yticks=places, yticklabels=names, xlim=(0, 1.05), xlabel="share")
-    axes.legend(frameon=False, loc="upper right")
+    axes.legend()

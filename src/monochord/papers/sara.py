@@ -237,7 +237,7 @@ def _(e, axes):
         axes.errorbar(x.mean, 100 * y.mean, xerr=x.interval.half_width, yerr=100 * y.interval.half_width, fmt="o",
                       ms=5, label=name)  # fmt: skip
     axes.set(xlabel="loss on digits", ylabel="rise of the loss on clothes, %")
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend()
 
 
 @paper.figure("Loss on clothes with weights set to zero")
@@ -246,4 +246,4 @@ def _(e, axes):
         values = e["without weights"][f"{order} global"].mean
         axes.plot([100 * share for share in SHARES[: len(values)]], 1 + values, marker="o", ms=4, label=order)
     axes.set(xlabel="share set to zero, %", ylabel="loss, relative", yscale="log")
-    axes.legend(frameon=False)
+    axes.legend()

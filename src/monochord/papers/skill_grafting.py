@@ -196,7 +196,7 @@ def _(e, axes):
     for name, style in (("base", ":"), ("tuned", "--")):
         axes.axhline(e["learnt mask"][f"{name} accuracy"].mean, color="grey", ls=style, label=name)
     axes.set(xticks=places, xticklabels=list(SHARES), xlabel="share of the weights", ylabel="accuracy", ylim=(0, 1))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("What the graft of one task does for another: gain in accuracy")

@@ -164,7 +164,7 @@ def _(e, axes):
     for label, n, a in (("sparse, 10,000 cells", 10_000, 200), ("sparse, 2,000", 2000, 40), ("dense, 500", 500, 250)):
         axes.semilogy(thresholds, sdr.false_positive(n, a, 24, thresholds), marker="o", ms=3, label=label)
     axes.set(xlabel="active synapses needed, of 24", ylabel="probability")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _log_ratio(a: int, b: int) -> float:

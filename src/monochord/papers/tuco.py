@@ -144,7 +144,7 @@ def _(e, axes):
     for name, label in (("chat_by_block", "requests"), ("text_by_block", "running text")):
         axes.plot(np.arange(1, len(c[name].mean) + 1), c[name].mean, marker="o", ms=3, label=label)
     axes.set(xlabel="blocks summed", ylabel="tuning's share", ylim=(0, None))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("Refusals when the contribution is scaled")
@@ -157,7 +157,7 @@ def _(e, axes):
     for arm, prefix, label in arms:
         axes.plot(ALPHAS, e[arm][f"{prefix}refusals"].mean, marker="o", ms=3, label=label)
     axes.set(xlabel="alpha", ylabel="probability of refusing harmful requests", ylim=(0, 1))
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend()
 
 
 @paper.figure("Contribution to the answer of a harmful request, by what stands before it")
@@ -169,7 +169,7 @@ def _(e, axes):
     ):
         axes.plot(SHOTS, e["chat tuning"][name].mean, marker="o", ms=3, label=label)
     axes.set(xlabel="shots, or as many tokens of text", ylabel="tuning's share at the last token")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 class _Pair:

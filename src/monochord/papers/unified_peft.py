@@ -179,7 +179,7 @@ def _(e, axes):
         )
     axes.axvline(e["full tuning"].abstracts_large.mean, color="grey", ls="--", lw=0.8, label="full tuning")
     axes.set(yticks=places, yticklabels=names, xlabel="nats a token")
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 @paper.figure("Accuracy on tweets at 5 %")
