@@ -97,7 +97,7 @@ def test_a_smoke_run_takes_one_seed_and_the_small_choice(experiment):
 
 
 def test_figures_are_drawn_again_without_measuring(experiment, monkeypatch):
-    with pytest.raises(PaperError, match="flora has no result in .* to draw: `monochord reproduce flora` makes one"):
+    with pytest.raises(PaperError, match=r"flora has no result in .* to draw: `monochord reproduce flora` makes one"):
         reproducing.redraw("flora", out=experiment / "out")
     result = run(experiment)
     drawn = experiment / "out/figures/flora-1.svg"

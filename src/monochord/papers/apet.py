@@ -5,6 +5,9 @@ fresh head trains beside every method). LoRA and adapters are compared with as m
 coordinate by coordinate; places and rows change with the seed. How few it takes is followed on the smallest and the
 largest. Controls: a model before its training, and one tensor that gets all the coordinates. Every method takes the
 best of its rates, by validation.
+
+What fails: certainty. The trend over three sizes is as told and its interval over seeds reaches across zero; crowded
+into one tensor the coordinates lose 2 points (0.759 against 0.777) but differ no more from draw to draw.
 """
 
 from __future__ import annotations

@@ -5,6 +5,9 @@ fresh head trains beside every method). At equal numbers of trained weights: a p
 low-rank changes of the embeddings (decomposed); and these with fusion and two projections under a gate. Controls: the
 gate fixed at even shares, and a prompt that attends to noise as long as the changes. Every arm takes the better of two
 rates, by validation.
+
+What fails: fusion. The two tasks are learnt to 0.87 to 0.89 by all, and what gains over the short prompt is the change
+of the embeddings (0.891 against 0.868), not the attention to it (0.885, with noise in its place 0.891).
 """
 
 from __future__ import annotations

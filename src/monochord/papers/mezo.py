@@ -5,6 +5,11 @@ The project's language model of 0.3 million weights tells spam from wanted mail 
 forward passes a step, or LoRA's factors, or the same without the prompt (a fresh head), from a random start, with
 slopes that belong to other directions, and towards accuracy itself, which has no gradient. Adam takes a tenth of the
 steps. Every arm takes the better of two rates, by validation.
+
+What fails, at this size: a hundred steps of Adam reach 0.87, a thousand of two passes 0.77 (0.79 with four samples a
+step); spam is told from a random start (0.72) or without the prompt (0.74) nearly as well, so that pretraining counts
+for little; the model untuned always says one of the two words, where accuracy itself has no slope; and of a net of four
+blocks Adam's step takes 2.8 times the memory.
 """
 
 from __future__ import annotations
