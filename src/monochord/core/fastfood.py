@@ -38,15 +38,36 @@ class Fastfood:
         return self
 
     def matvec(self, x: Tensor) -> Tensor:
+        image: Tensor = _Product.apply(x, self, False)
+        return image
+
+    def rmatvec(self, y: Tensor) -> Tensor:
+        image: Tensor = _Product.apply(y, self, True)
+        return image
+
+    def _image(self, x: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(x * self.signs.to(x), (0, self.small - self.inputs))
         mixed = fwht(padded)[..., self.place] * self.gauss.to(x)
         return fwht(mixed)[..., : self.outputs] * self.scale
 
-    def rmatvec(self, y: Tensor) -> Tensor:
+    def _adjoint(self, y: Tensor) -> Tensor:
         padded = torch.nn.functional.pad(y * self.scale, (0, self.large - self.outputs))
         mixed = fwht(padded) * self.gauss.to(y)
         gathered = mixed.new_zeros(*mixed.shape[:-1], self.small).index_add(-1, self.place, mixed)
         return fwht(gathered)[..., : self.inputs] * self.signs.to(y)
+
+
+class _Product(torch.autograd.Function):
+    """P x or P^T y; each is the gradient of the other, so that nothing need be kept for the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, projection: Fastfood, adjoint: bool) -> Tensor:
+        ctx.projection, ctx.adjoint = projection, adjoint
+        return projection._adjoint(x) if adjoint else projection._image(x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        return _Product.apply(gradients[0], ctx.projection, not ctx.adjoint), None, None
 
 
 def fwht(x: Tensor) -> Tensor:
