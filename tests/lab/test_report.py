@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from monochord.lab.columns import count, number, size
+from monochord.lab.figures import overview
 from monochord.lab.page import headline, page
 from monochord.lab.report import table, write_html, write_json
 from monochord.lab.results import add_differences, mean_blocks
@@ -80,7 +81,7 @@ def test_the_page_stands_alone(html):
     ids = set(parser.ids)
     used = {link[1:] for link in parser.links} | set(re.findall(r"url\(#([^)]+)\)", html))
     assert used <= ids
-    assert parser.tags.count("svg") == 6
+    assert parser.tags.count("svg") == 7
 
 
 def test_the_page_follows_light_and_dark(html):
@@ -130,7 +131,7 @@ def test_one_seed_and_no_retention(html):
         arm["forgotten"] = arm["difference"] = None
     made["retention_metric"] = made["retention_base"] = made["retention_task"] = None
     assert "±" not in text_of(made) and "forgotten" not in text_of(made)
-    assert page(made).count("<svg") == 5
+    assert page(made).count("<svg") == 6
 
 
 def test_markup_in_names_is_text():
@@ -193,3 +194,23 @@ def test_numbers_read_well():
     assert number({**summary, "mean": -0.0002}, accuracy, signed=True) == "+0.0 ± 1.1 points"
     assert number({**summary, "low": None}, loss) == "0.742"
     assert number(None, loss) == ""
+
+
+def test_at_a_glance_the_best_comes_first():
+    results = sample()
+    figure = overview(results)
+    names = [tick.get_text() for tick in figure.axes[0].get_yticklabels()]
+    assert names == [arm["name"] for arm in sorted(results["arms"], key=lambda arm: arm["score"]["mean"])]
+    assert [axes.get_xlabel() for axes in figure.axes] == [
+        "accuracy, %",
+        "trained parameters",
+        "memory of training, MB",
+        "forgotten, points",
+    ]
+    for arm in results["arms"]:
+        arm["forgotten"] = None
+    assert len(overview(results).axes) == 3
+    results["metric"]["higher_is_better"] = False
+    assert [tick.get_text() for tick in overview(results).axes[0].get_yticklabels()] == names[::-1]
+    results["arms"] = []
+    assert overview(results) is None

@@ -64,6 +64,42 @@ def figures(results: Results) -> dict[str, Figure]:
     return made
 
 
+def overview(results: Results) -> Figure | None:
+    """All methods beside each other, best first: score, trained parameters, memory and what was forgotten."""
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    lower = 1 if results["metric"]["higher_is_better"] else -1
+    arms = sorted(results["arms"], key=lambda arm: lower * arm["score"]["mean"])
+    if not arms:
+        return None
+    scale, lost = _scale(results["metric"]), _scale(results["retention_metric"] or results["metric"])
+    megabytes = [arm["peak_memory"] / 1e6 for arm in arms]
+    panels: list[tuple[str, list[Any], Callable[[float], float]]] = [
+        (_words(results["metric"]), [arm["score"] for arm in arms], scale),
+        ("trained parameters", [max(arm["parameters"], 1) for arm in arms], float),
+        ("memory of training, MB", megabytes, float),
+    ]
+    if all(arm["forgotten"] for arm in arms):
+        points = ", points" if (results["retention_metric"] or results["metric"])["percent"] else ""
+        panels.append((f"forgotten{points}", [arm["forgotten"] for arm in arms], lost))
+    with rc_context(_STYLE):
+        figure = Figure(figsize=(2 * WIDTH, 1 + 0.22 * len(arms)), layout="constrained")
+        for axes, (title, values, scaled) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+            for place, value in enumerate(values):
+                summary = value if isinstance(value, dict) else {"mean": value, "low": None, "high": None}
+                if summary["low"] is not None:
+                    ends = [scaled(summary["low"]), scaled(summary["high"])]
+                    axes.plot(ends, [place, place], color=COLOURS[0], alpha=0.55, linewidth=1.2)
+                axes.plot(scaled(summary["mean"]), place, "o", color=COLOURS[0], markersize=5)
+            axes.set(xlabel=title, ylim=(-0.7, len(arms) - 0.3))
+        first, trained, *_ = figure.axes
+        first.set_yticks(range(len(arms)), [arm["name"].replace("$", r"\$") for arm in arms])
+        first.axvline(scale(results["chance"]), color=FAINT, linestyle="--", linewidth=1)
+        trained.set_xscale("log")
+    return figure
+
+
 def svg(figure: Figure, name: str) -> str:
     """A figure as inline SVG: text stays text, neutral colours follow the page, ids are `name`'s own."""
     from matplotlib import rc_context

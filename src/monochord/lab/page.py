@@ -12,8 +12,9 @@ from monochord.lab.results import Results
 
 def page(results: Results) -> str:
     """The report as HTML."""
-    from monochord.lab.figures import figures, svg
+    from monochord.lab.figures import figures, overview, svg
 
+    glance = overview(results)
     drawn = "".join(
         f"<figure><figcaption>{_e(title.capitalize())}</figcaption>{svg(figure, f'f{i}')}</figure>"
         for i, (title, figure) in enumerate(figures(results).items())
@@ -23,6 +24,7 @@ def page(results: Results) -> str:
         f"<p class=lead>{headline(results)}</p>",
         _html_table(results),
         f"<p class=note>{_e(_table_note(results))}</p>",
+        f"<h2>At a glance</h2><div class='scroll wide'>{svg(glance, 'g')}</div>" if glance else "",
         f"<h2>Figures</h2><div class=figures>{drawn}</div>" if drawn else "",
         _search_table(results),
         _failures(results),
@@ -171,6 +173,7 @@ td.words { text-align: left; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; font-size: .95rem; }
 svg { width: 100%; max-width: 520px; height: auto; color: var(--ink); }
+.wide svg { min-width: 640px; max-width: 900px; }
 svg text { font-family: system-ui, sans-serif; }
 pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .85rem; }
 .lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 330px), 1fr)); gap: 1rem; }
