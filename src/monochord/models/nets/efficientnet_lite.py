@@ -7,11 +7,10 @@ blocks while training is left out.
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy, pad
-from transformers.modeling_outputs import ImageClassifierOutputWithNoAttention
+from torch.nn.functional import pad
+
+from monochord.models.nets.phone_classifier import WIDTH, PhoneClassifier
 
 STAGES = (  # times wider inside, channels, blocks, stride of the first, kernel
     (1, 16, 1, 1, 3),
@@ -22,27 +21,13 @@ STAGES = (  # times wider inside, channels, blocks, stride of the first, kernel
     (6, 192, 4, 2, 5),
     (6, 320, 1, 1, 3),
 )
-WIDTH = 1280
 
 
-class EfficientNetLite(nn.Module):
-    """`pixel_values` (batch, 3, height, width) to `.logits` (batch, classes), and `.loss` where `labels` are given."""
+class EfficientNetLite(PhoneClassifier):
+    """Of 1,000 classes of ImageNet, if not told otherwise."""
 
     def __init__(self, num_labels: int = 1000) -> None:
-        super().__init__()
-        self.config = SimpleNamespace(hidden_size=WIDTH, image_size=224, num_labels=num_labels)
-        self.features = Features()
-        self.classifier = nn.Sequential(nn.Dropout(0.2), nn.Linear(WIDTH, num_labels))
-
-    @property
-    def base_model(self) -> Features:
-        """Everything before the classifier."""
-        return self.features
-
-    def forward(self, pixel_values: Tensor, labels: Tensor | None = None) -> ImageClassifierOutputWithNoAttention:
-        logits = self.classifier(self.features(pixel_values))
-        loss = None if labels is None else cross_entropy(logits.float(), labels)
-        return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits)
+        super().__init__(Features(), num_labels)
 
 
 class Features(nn.Module):
