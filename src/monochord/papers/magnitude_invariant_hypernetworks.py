@@ -1,16 +1,15 @@
 """Magnitude Invariant Parametrizations Improve Hypernetwork Learning, April 15, 2023.
 
-A hypernetwork predicts the 19,000 weights of a convolutional net from one knob, drawn anew for every batch: at 0 the
-net is to tell what a piece of clothing is, at 1 by how many quarter turns its picture was turned, between them both.
-The usual form feeds the knob as it is and predicts whole weights; the paper's feeds its cosine and sine and adds the
-prediction to weights that are learnt too. All forms take the best of the same three rates by validation, at equal
-steps. Losses are means over five settings of the knob.
+A hypernetwork predicts the weights of a convolutional net of ten outputs from one knob, drawn anew for every batch: at
+0 the outputs are to tell what a piece of clothing is, at 1 the first four by how many quarter turns its picture was
+turned, so that the knob is needed; between, the loss is a mixture. The usual form feeds the knob as it is and predicts
+whole weights; the paper's feeds its cosine and sine and adds the prediction to weights that are learnt too. All forms
+take the best of the same three rates by validation, at equal steps. Losses are means over five settings of the knob.
 
-What fails, and why as far as is known: 200 steps teach the net both tasks and hardly the knob, over whose range the
-losses move by a tenth of a nat, no more than where it was shuffled. So the default's last training loss, which is that
-of the knobs drawn last, tells little. The sum of the first prediction and the learnt weights is larger than either,
-and gives the paper's form large gradients in its first steps; the residual without the encoding does best here, and
-the encoding of constant sum as well as that of constant norm. Longer training was not tried.
+What fails: the default's last training loss is reached after about 70 % of its steps, not 60; the sum of the first
+prediction and the learnt weights is larger than either, so that the paper's form has larger gradients in its first
+steps; and either half of it does as well alone (1.09 and 1.03 against 1.11; the default 1.22), as does an encoding of
+constant sum. Where the two tasks had outputs of their own the knob was not needed and not learnt.
 """
 
 from __future__ import annotations
@@ -207,13 +206,13 @@ def _(e, axes):
 
 
 class _Net(nn.Module):
-    """Three convolutions and a linear layer to ten classes and four turns."""
+    """Three convolutions and a linear layer to ten outputs, of which four stand for turns as well."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
         convolutions = [nn.Conv2d(a, b, 3, 2, 1, bias=False) for a, b in ((1, 16), (16, 32), (32, 48))]
         self.layers = nn.Sequential(*(m for c in convolutions for m in (c, nn.LeakyReLU())))
-        self.head = nn.Linear(48, 14, bias=False)
+        self.head = nn.Linear(48, 10, bias=False)
         g = torch.Generator().manual_seed(seed)
         for weight in self.parameters():
             nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=g)
@@ -233,7 +232,7 @@ class _Mixed(Objective):
 
 def _losses(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
     logits = model(batch["pixels"]).logits
-    return F.cross_entropy(logits[:, :10], batch["labels"]), F.cross_entropy(logits[:, 10:], batch["turns"])
+    return F.cross_entropy(logits, batch["labels"]), F.cross_entropy(logits, batch["turns"])
 
 
 def _hyper(form: dict[str, Any], seed: int, normalise: bool = False) -> Tuned:
@@ -265,7 +264,7 @@ def _best(trial: Trial, form: dict[str, Any], normalise: bool = False, shuffled:
 
 
 def _trained(trial: Trial, tuned: Tuned, rate: float, shuffled: bool) -> dict[str, Any]:
-    data, steps = _data(trial), trial.pick(smoke=4, full=200)
+    data, steps = _data(trial), trial.pick(smoke=4, full=400)
     rng = np.random.default_rng((trial.seed, 3))
     knobs, mixes = rng.random(steps), rng.random(steps)
     update, losses, norms = Gradient("adam", rate), [], []

@@ -8,7 +8,7 @@ on base classes.
 
 What fails: the gradient dropout. Masks find what the tower can (0.51 on base classes, biases 0.42, untuned 0.27, with
 1.9 % of the weights off), and new classes pay for it as much with it as without (0.22 and 0.23 of 0.32; drawn blindly
-0.25): Adam divides by what is left of a gradient, so that dropped ones hardly slow a score. Rates that bring scores to
+0.25), probably as Adam divides by the size of what is left of a gradient. Rates that bring scores to
 the threshold within a few steps (4e-4) switch off 8 % at once and leave 0.33.
 """
 
