@@ -20,7 +20,7 @@ check: .venv/ready-dev
 	$(BIN)/python tools/docs.py --check
 
 bench: .venv-bench/ready
-	cd benchmarks && for script in start capture steering tuning zeroth_order engine; do \
+	cd benchmarks && for script in start capture steering tuning zeroth_order adapt engine; do \
 		OMP_NUM_THREADS=1 ../.venv-bench/bin/python $$script.py || exit 1; done
 	cd benchmarks && OMP_NUM_THREADS=1 ../.venv-bench/bin/python task_arithmetic.py --gib 1.78
 	.venv-bench/bin/python benchmarks/table.py

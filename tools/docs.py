@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import json
 import re
 import sys
 from pathlib import Path
@@ -19,11 +20,15 @@ from torch import nn
 
 from monochord.core.registry import build, catalog, first_sentence, paper_of
 from monochord.lab import repertoire
+from monochord.lab.columns import columns_of, controls
+from monochord.lab.figures import overview, svg_file
 from monochord.lab.sheet import figure
 
 ROOT = Path(__file__).parent.parent
+COMPARISONS = ROOT / "docs/comparisons"  # results of `monochord compare`, one a family
 MARKS = {
-    name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S) for name in ("methods", "papers", "files")
+    name: re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.S)
+    for name in ("methods", "papers", "files", "compared")
 }
 
 
@@ -49,6 +54,9 @@ def main() -> int:
         return len(stale)
     for path in stale:
         path.write_text(wanted[path], encoding="utf8")
+    for path in COMPARISONS.glob("*.json"):
+        drawn = overview(json.loads(path.read_text(encoding="utf8")))
+        path.with_suffix(".svg").write_text(svg_file(drawn), encoding="utf8")
     return 0
 
 
@@ -115,7 +123,20 @@ def family(path: Path) -> str:
     for entry in repertoire.repertoire(family=path.stem):
         listed.append(f"| {entry.title} (`{entry.slug}`) | {entry.verdict} | {entry.claim.replace('|', '/')} |")
     text = MARKS["files"].sub(lambda m: m[1] + files + m[2], path.read_text(encoding="utf8"))
+    text = MARKS["compared"].sub(lambda m: m[1] + compared(path.stem) + m[2], text)
     return MARKS["papers"].sub(lambda m: m[1] + "\n".join(listed) + "\n" + m[2], text)
+
+
+def compared(name: str) -> str:
+    """The family's comparison, best first: its figure and a table."""
+    results = json.loads((COMPARISONS / f"{name}.json").read_text(encoding="utf8"))
+    columns = columns_of(results)[:6]  # not times: the machine was shared
+    better = -1 if results["metric"]["higher_is_better"] else 1
+    arms = sorted(results["arms"], key=lambda arm: better * arm["score"]["mean"])
+    lines = [f"![{results['title']}](../comparisons/{name}.svg)", ""]
+    lines += ["| " + " | ".join(heading for heading, _ in columns) + " |", "|---" * len(columns) + "|"]
+    lines += ["| " + " | ".join(show(arm) for _, show in columns) + " |" for arm in arms]
+    return "\n".join([*lines, "", " ".join(f"{label}: {text}." for label, text in controls(results)), ""])
 
 
 def page() -> str:

@@ -39,6 +39,14 @@ def test_the_table_fits_100_columns_and_breaks_no_row():
     assert "untouched base: 81.0 %" in text
 
 
+def test_long_names_stay_whole_and_spare_columns_go():
+    long = copy.deepcopy(sample())
+    long["arms"][0]["name"] = "a-method-of-a-long-name"
+    lines = text_of(long).splitlines()
+    assert max(map(len, lines)) <= 100 and any(line.startswith("a-method-of-a-long-name ") for line in lines)
+    assert "train s" in text_of(sample()) and "train s" not in text_of(long)
+
+
 class Balance(HTMLParser):
     """Collects tags, ids and addresses, and sees that what opens is closed."""
 

@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from monochord.lab.results import Arm, Metric, Results, Summary
@@ -86,13 +87,19 @@ def overview(results: Results) -> Figure | None:
     with rc_context(_STYLE):
         figure = Figure(figsize=(2 * WIDTH, 1 + 0.22 * len(arms)), layout="constrained")
         for axes, (title, values, scaled) in zip(figure.subplots(1, len(panels), sharey=True), panels, strict=True):
+            means, widths = [], [0.0]
             for place, value in enumerate(values):
                 summary = value if isinstance(value, dict) else {"mean": value, "low": None, "high": None}
+                means.append(scaled(summary["mean"]))
                 if summary["low"] is not None:
                     ends = [scaled(summary["low"]), scaled(summary["high"])]
+                    widths.append(abs(ends[1] - ends[0]) / 2)
                     axes.plot(ends, [place, place], color=COLOURS[0], alpha=0.55, linewidth=1.2)
-                axes.plot(scaled(summary["mean"]), place, "o", color=COLOURS[0], markersize=5)
+                axes.plot(means[-1], place, "o", color=COLOURS[0], markersize=5)
             axes.set(xlabel=title, ylim=(-0.7, len(arms) - 0.3))
+            if len(widths) > 1:  # one method that broke down must not press all others together
+                around = median(widths) + 0.1 * (max(means) - min(means))
+                axes.set_xlim(min(means) - around, max(means) + around)
         first, trained, *_ = figure.axes
         first.set_yticks(range(len(arms)), [arm["name"].replace("$", r"\$") for arm in arms])
         first.axvline(scale(results["chance"]), color=FAINT, linestyle="--", linewidth=1)

@@ -14,30 +14,40 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from monochord.lab.columns import best_arm, columns_of, controls
+from monochord.lab.columns import Column, best_arm, columns_of, controls
 from monochord.lab.results import Results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+WIDTH = 100  # columns of a terminal
+
 
 def table(results: Results) -> Table:
-    """The comparison as a rich table that fits 100 columns; best score in bold."""
+    """The comparison as a rich table that fits `WIDTH` columns; best score in bold."""
     from rich.table import Table
     from rich.text import Text
 
     made = Table(title=Text(results["title"]), title_justify="left", title_style="bold", box=None)
     made.padding = (0, 1, 0, 0)
-    for i, (heading, _) in enumerate(columns_of(results)):
+    columns = columns_of(results)
+    for spare in ("train s", "rank", "change"):  # the page has them where names are too long for all of them here
+        if _width(columns, results) > WIDTH:
+            columns = [column for column in columns if column[0] != spare]
+    for i, (heading, _) in enumerate(columns):
         made.add_column(heading, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i > 0)
     best = best_arm(results)
     for arm in results["arms"]:
-        cells = [Text(show(arm)) for _, show in columns_of(results)]
+        cells = [Text(show(arm)) for _, show in columns]
         made.add_row(*cells, style="bold" if arm is best else "")
     notes = [f"{name}: {text}" for name, text in controls(results)]
     made.caption = Text("  ".join(notes))
     made.caption_justify = "left"
     return made
+
+
+def _width(columns: list[Column], results: Results) -> int:
+    return sum(1 + max(map(len, [heading, *(show(arm) for arm in results["arms"])])) for heading, show in columns)
 
 
 def write_json(results: Results, path: str | Path) -> Path:

