@@ -86,11 +86,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--only", choices=[*PAIRS, *ALONE], help="one comparison with peers; other rows are kept")
     arguments = parser.parse_args()
     if arguments.one:
         print(rise(step_of(arguments.one[0], WAYS[arguments.one[0]][arguments.one[1]])))
         return
     report = Report(__file__)
+    if arguments.only:
+        beside_peers(report, arguments.only, WAYS[arguments.only], arguments.rounds)
+        report.save(keep=True)
+        return
     for title, ways in WAYS.items():
         beside_peers(report, title, ways, arguments.rounds)
     saved_bytes(report, arguments.rounds)
@@ -180,6 +185,7 @@ def accuracy(title: str, change: Change) -> float:
 
     def run(seed: int, rate: float) -> nn.Module:
         own = problem(title, seed)
+        torch.manual_seed(seed)
         model = change(fresh(title, seed))
         head = [p for name, p in model.named_parameters() if "classifier" in name]
         for parameter in head:

@@ -77,15 +77,19 @@ class Report:
                 verdict = f"   bar {bar:g}: {'met' if round(figure, 2) <= bar else 'MISSED'}"
             print(f"  {name:<28} {figure:8.3f}{verdict}")
 
-    def save(self) -> None:
+    def save(self, *, keep: bool = False) -> None:
+        """Write the rows; `keep` leaves those of an earlier run that are not among them."""
         import torch
 
         versions = {"python": platform.python_version(), "torch": torch.__version__}
         machine = {"cores": os.cpu_count(), "machine": platform.machine(), **versions}
         RESULTS.mkdir(exist_ok=True)
         target = RESULTS / f"{self.script}.json"
+        rows = {row["workload"]: row for row in self.rows}
+        if keep:
+            rows = {row["workload"]: row for row in json.loads(target.read_text(encoding="utf8"))["rows"]} | rows
         partial = target.with_suffix(".tmp")
-        partial.write_text(json.dumps({"rows": self.rows, **machine}, indent=1) + "\n", encoding="utf8")
+        partial.write_text(json.dumps({"rows": list(rows.values()), **machine}, indent=1) + "\n", encoding="utf8")
         partial.replace(target)
 
 
