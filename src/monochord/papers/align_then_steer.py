@@ -5,7 +5,17 @@ state and in chunks of 16 joint speeds, and is tuned to an arm of 4 links with 1
 of tuning takes the same steps. Direct tuning, ATE and ATE without alignment each take the best of three rates by
 episodes apart from the test's; the others take the rate of one of these. Success is in per cent of 300 episodes a seed;
 all ways have the same episodes and the same noise. The aligned VAE goes on from that of the known arms, as the paper
-allows. The policy predicts the clean chunk: predicting noise hardly learns here.
+allows. The policy predicts the clean chunk: in a pilot, predicting noise hardly learnt.
+
+What fails: the gain. ATE succeeds in 18.6 %, direct tuning in 19.0 % (untuned 11.2 %), ATE without alignment in 19.6 %;
+seeds differ by more, so that the order of these three says nothing, nor that shuffled demonstrations reach 19.8 % where
+ATE has 17.4 %. It is no faster either. The term shifts what is learnt against itself at every level of noise: by its
+own size or more at low ones, where it is small, and by a sixth at high ones. With the same term at sampling these
+policies succeed in 22.2 %, more than direct tuning in every seed; a policy tuned directly gains nothing from it (16.4
+against 19.7 %). That was seen afterwards, without a control, and is no claim. VAEs of this size and time lose 24 % of
+the variance of the known arms' chunks and 36 % of the new one's. In a first run the policy saw the world's frame and
+tuning itself hardly helped (untuned 10.4, direct 13.0, ATE 13.9 %); the first link's frame was then chosen by direct
+tuning alone, on another seed.
 """
 
 from __future__ import annotations
@@ -53,10 +63,11 @@ Columns = dict[str, Tensor]
 
 class Policy(nn.Module):
     """Noised chunks (batch, 16, 4), timesteps (batch,) and observations (batch, 19) to clean chunks: residual layers
-    that an embedding of the observation and the time scales and shifts."""
+    that an embedding of the observation, turned to the first link, and of the time scales and shifts."""
 
     def __init__(self, seen: Tensor, width: int = 160, layers: int = 3) -> None:
         super().__init__()
+        seen = turned(seen)
         self.register_buffer("mean", seen.mean(0))
         self.register_buffer("std", seen.std(0) + 0.05)
         self.register_buffer("waves", torch.exp(torch.linspace(0, math.log(50), 8)))
@@ -70,13 +81,20 @@ class Policy(nn.Module):
 
     def forward(self, noisy: Tensor, times: Tensor, condition: Tensor) -> Tensor:
         angles = times[:, None].to(noisy) / 50 * self.waves
-        embedded = self.embed(torch.cat([(condition - self.mean) / self.std, angles.sin(), angles.cos()], 1))
+        embedded = self.embed(torch.cat([(turned(condition) - self.mean) / self.std, angles.sin(), angles.cos()], 1))
         x = self.inner(noisy.flatten(1))
         for film, layer in zip(self.films, self.layers, strict=True):
             scale, shift = film(embedded).chunk(2, 1)
             x = x + layer(layer_norm(x, x.shape[1:]) * (1 + scale) + shift)
         chunk: Tensor = self.out(x).reshape(noisy.shape)
         return chunk
+
+
+def turned(seen: Tensor) -> Tensor:
+    """Observations in the frame of the first link, in which speeds of joints do not depend on its angle, (n, 17)."""
+    cosine, sine, x, y = seen[:, :1], seen[:, DIMS : DIMS + 1], seen[:, 8:16:2], seen[:, 9:16:2]
+    joints, places = [seen[:, 1:DIMS], seen[:, DIMS + 1 : 8]], [cosine * x + sine * y, cosine * y - sine * x]
+    return torch.cat([*joints, *places, seen[:, 16:]], 1)
 
 
 class Shuffled(LatentGuidance):
@@ -103,7 +121,7 @@ class Way:
 WAYS = {
     "direct": Way("baseline", "", marks=MARKS, rate_of="direct"),
     "ate": Way(marks=MARKS),
-    "without align": Way("baseline", "alone", marks=MARKS, rate_of="without align"),
+    "without align": Way("baseline", "alone", rate_of="without align"),
     "at sampling": Way(at="sample", counts=ALONE, rate_of="direct"),
     "both": Way(at="both"),
     "forward kl": Way("control", "forward", counts=ALONE),
@@ -260,16 +278,16 @@ def _(e, axes):
 
 @paper.figure("Success by the share of steps done, mean over numbers of demonstrations")
 def _(e, axes):
-    draw(e, axes, ("direct", "ate", "without align"), [100 * mark for mark in MARKS], "curve")
-    axes.set(xlabel="steps, %", ylabel="success, %")
+    draw(e, axes, ("direct", "ate"), [100 * mark for mark in MARKS], "curve")
+    axes.set(xlabel="steps, %", ylabel="success, %", ylim=(0, 25))
 
 
 @paper.figure("Success by the scale of guidance, with 25 demonstrations")
 def _(e, axes):
     axes.plot(range(len(SCALES)), by_scale(e), marker="o", ms=4, label="ate")
-    for name in ("without align", "at sampling", "both", "forward kl", "random vae", "shuffled"):
-        axes.plot([3], [e[name]["at 25"].mean], "x", label=name)
-    axes.set(xticks=range(len(SCALES)), xticklabels=SCALES, xlabel="scale", ylabel="success, %")
+    for i, name in enumerate(("without align", "at sampling", "both", "forward kl", "random vae", "shuffled")):
+        axes.plot([2.7 + 0.12 * i], [e[name]["at 25"].mean], "x", label=name)
+    axes.set(ylim=(0, None), xticks=range(len(SCALES)), xticklabels=SCALES, xlabel="scale", ylabel="success, %")
     axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 

@@ -7,6 +7,10 @@ generator writes from question and text are compared with prompts at the same pl
 examples, with ten times as many of those, and with LoRA of as many weights. Controls: generators that read another
 example, the same text under the other question, or one token that is in all. Every arm takes the better of two
 learning rates, by validation; the loss compares the two words alone.
+
+What fails, narrowly: with one instruction for all, generators end 4 points below fixed prompts instead of level (0.63 in
+the mean, seeds far apart: a generator is a harder way to a constant), and decoding is 1.09 times as fast as LoRA's, not
+1.1. Batches of 16 for 800 steps left IAPT at 0.74, 6 points behind LoRA; 32 for 600 brought it level.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ paper = Paper(
     chance={"score": 0.5},
 )  # fmt: skip
 
-MODEL, STEPS = "ladder-0.3m", 800
+MODEL, STEPS, BATCH = "ladder-0.3m", 600, 32
 RATES, FIXED_RATES, LORA_RATES = (1e-2, 2e-2), (3e-2, 1e-1), (5e-3, 1e-2)
 OPENING, WORDS, LENGTH = "<|endoftext|>", (" not", " so"), 24
 QUESTIONS = tuple(f"\nIs {asked}?\nIt is" for asked in ("this a review", "this by a reporter", "the mail one to read"))
@@ -190,7 +194,7 @@ def _(e):
 
 @paper.figure("Accuracy over three questions")
 def _(e, axes):
-    bars = [*((arm, e[arm].score) for arm in e if arm != "serving"), ("iapt, another's text", e["iapt"].of_another)]
+    bars = [*((arm, e[arm].score) for arm in e if arm != "serving"), ("iapt, prompts of another", e["iapt"].of_another)]
     bars.sort(key=lambda bar: bar[1].mean)
     axes.barh([name for name, _ in bars], [m.mean for _, m in bars], xerr=[m.interval.half_width for _, m in bars])
     axes.axvline(e["iapt"].untuned.mean, color="grey", ls=":", lw=0.8)
@@ -202,15 +206,15 @@ def _(e, axes):
     for number, curve in enumerate(e["iapt"].curves.values[0]):
         axes.plot(GRID, curve, label=f"block {number}")
     axes.plot(GRID, nn.functional.gelu(GRID), color="grey", ls=":", label="at the start")
-    axes.set(xlabel="x", ylabel="f(x)")
+    axes.set(xlabel="x", ylabel="f(x)", ylim=(-4, 4))
     axes.legend(frameon=False)
 
 
 def _problem(trial: Trial, opening_only: bool = False) -> Problem:
     rows, steps = _rows(trial, "train"), trial.pick(smoke=2, full=STEPS)
     rng = np.random.default_rng(trial.seed)
-    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-steps * 16 // len(rows)))])[: steps * 16]
-    train = [_batch([rows[i] for i in part], opening_only) for part in order.reshape(-1, 16)]
+    order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-steps * BATCH // len(rows)))])
+    train = [_batch([rows[i] for i in part], opening_only) for part in order[: steps * BATCH].reshape(-1, BATCH)]
     held = [[_batch(rows[i : i + 60], opening_only) for i in range(0, len(rows), 60)]
             for rows in (_rows(trial, "validation"), _rows(trial, "test"))]  # fmt: skip
     return Problem(lambda: copied(MODEL), Split({"batch": train}), held[0], held[1], _objective(),
