@@ -8,9 +8,8 @@ examples, with ten times as many of those, and with LoRA of as many weights. Con
 example, the same text under the other question, or one token that is in all. Every arm takes the better of two
 learning rates, by validation; the loss compares the two words alone.
 
-What fails, narrowly: with one instruction for all, generators end 4 points below fixed prompts instead of level (0.63
-in the mean, seeds far apart: a generator is a harder way to a constant), and decoding is 1.09 times as fast as LoRA's,
-not 1.1. Batches of 16 for 800 steps left IAPT at 0.74, 6 points behind LoRA; 32 for 600 brought it level.
+What fails: with one instruction for all, generators end 4 points below fixed prompts, and decoding is 1.09 times as
+fast as LoRA's, not 1.1. Batches of 16 for 800 steps left IAPT 6 points behind LoRA; 32 for 600 brought it level.
 """
 
 from __future__ import annotations
