@@ -1,8 +1,10 @@
 """Papers as experiments: declared, run, decided, written, read back."""
 
+import gc
 import json
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -237,6 +239,22 @@ def test_the_source_hash_minds_the_shipped_nets_that_are_named(tmp_path, monkeyp
     (tmp_path / "nets/ladder/step-1.safetensors").write_bytes(b"two")
     assert repertoire.source_hash("monochord.papers.a") != first
     assert repertoire.file_hashes("monochord.papers.a")["ladder"] != files["ladder"]
+
+
+def test_several_threads_read_sources_at_once():
+    """Python 3.11 fails when a thread makes a syntax tree while collecting garbage let another one begin."""
+    gc.callbacks.append(lambda phase, info: sum(range(50)))
+    before, interval = gc.get_threshold(), sys.getswitchinterval()
+    gc.set_threshold(100)
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            hashes = list(pool.map(repertoire.source_hash, ["monochord.lab.figures"] * 8))
+    finally:
+        sys.setswitchinterval(interval)
+        gc.set_threshold(*before)
+        gc.callbacks.pop()
+    assert len(set(hashes)) == 1
 
 
 def test_a_result_is_stale_when_code_changed_and_not_when_words_did(tmp_path, monkeypatch):

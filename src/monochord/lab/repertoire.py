@@ -10,6 +10,7 @@ import ast
 import hashlib
 import json
 import re
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +23,7 @@ PACKAGE = "monochord.papers"
 VERDICTS = ("works", "partly", "fails", "stale", "never run")
 COMMON = ("core", "data", "models", "lab", "papers")  # their changes don't make results stale
 SHIPPED = Path(__file__).parent.parent / "models/shipped"  # but those of nets that an experiment names do
+_PARSING = threading.Lock()  # Python 3.11 loses count of its recursion where two threads make trees at once
 
 
 @dataclass(frozen=True)
@@ -261,7 +263,9 @@ def _draws(node: ast.stmt) -> bool:
 def _tree(module: str) -> ast.Module:
     path = _path(module)
     assert path is not None
-    return ast.parse(path.read_text(encoding="utf8"))
+    text = path.read_text(encoding="utf8")
+    with _PARSING:
+        return ast.parse(text)
 
 
 def _path(module: str) -> Path | None:
