@@ -288,7 +288,7 @@ def _(e, axes):
     for i, name in enumerate(("without align", "at sampling", "both", "forward kl", "random vae", "shuffled")):
         axes.plot([2.7 + 0.12 * i], [e[name]["at 25"].mean], "x", label=name)
     axes.set(ylim=(0, None), xticks=range(len(SCALES)), xticklabels=SCALES, xlabel="scale", ylabel="success, %")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend()
 
 
 @paper.figure("What multiple of ATE's term a prediction has beyond that after direct tuning, by noise level")
@@ -297,7 +297,7 @@ def _(e, axes):
         beyond = e[name].multiple.mean - e["direct"].multiple.mean
         axes.plot(LEVELS[1:], beyond[1:], marker="o", ms=4, label=name)
     axes.set(xlabel="noise level, of 50", ylabel="multiple of the term")
-    axes.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+    axes.legend()
 
 
 def tuned(

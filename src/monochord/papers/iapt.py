@@ -206,7 +206,7 @@ def _(e, axes):
         axes.plot(GRID, curve, label=f"block {number}")
     axes.plot(GRID, nn.functional.gelu(GRID), color="grey", ls=":", label="at the start")
     axes.set(xlabel="x", ylabel="f(x)", ylim=(-4, 4))
-    axes.legend(frameon=False)
+    axes.legend()
 
 
 def _problem(trial: Trial, opening_only: bool = False) -> Problem:

@@ -18,7 +18,7 @@ from monochord.data.painting import (
     OBJECTS,
     Painter,
     caption,
-)  # fmt: skip
+)
 from monochord.data.sets import fashion_mnist, mnist
 
 DIGITS = {0: "zero", 1: "one", 3: "three", 4: "four", 7: "seven"}  # labels of MNIST
