@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.linalg import sqrtm
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
@@ -96,13 +95,6 @@ def dinov2_features(pictures: Tensor) -> np.ndarray:
             images = part[:, 0].numpy() if part.shape[1] == 1 else part.permute(0, 2, 3, 1).numpy()
             made.append(model(**process(images)).last_hidden_state[:, 0])
     return torch.cat(made).numpy()
-
-
-def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """The Fréchet distance of two sets of features (n, d), taken as Gaussian."""
-    root = sqrtm(np.cov(one.T).astype(np.float64) @ np.cov(other.T).astype(np.float64))
-    spread = np.trace(np.cov(one.T) + np.cov(other.T) - 2 * np.real(root))
-    return float(((one.mean(0) - other.mean(0)) ** 2).sum() + spread)
 
 
 def gaussian_like(pictures: Tensor, n: int) -> Tensor:

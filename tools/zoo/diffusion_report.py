@@ -19,6 +19,7 @@ from mixture import ROOT
 from safetensors.torch import load_file
 from torch import Tensor
 
+from monochord.diffusion.frechet import frechet_distance
 from monochord.models.shipped import SHIPPED, read_weights, write_weights
 
 REPORTS = Path(__file__).parent / "reports"
@@ -58,7 +59,7 @@ def edm_report(run: Run, n: int = 1024) -> None:
     for name, make in sets.items():
         torch.manual_seed(0)
         found[name] = make()
-        distances[name] = round(measures.frechet(reference, features(found[name])), 1)
+        distances[name] = round(frechet_distance(reference, features(found[name])), 1)
         print(name, distances[name], flush=True)
     report["frechet_distance"] = {
         "features": f"dinov2-s at 56 pixels, {n} pictures to 2,048 of the training split",
