@@ -6,7 +6,14 @@ import pytest
 import torch
 import transformers as hf
 
-from monochord.read.lyapunov import divergence, lyapunov_spectrum, mamba_exponents
+from monochord.read.lyapunov import (
+    divergence,
+    lyapunov_spectrum,
+    mamba_decays,
+    mamba_drift,
+    mamba_exponents,
+    mamba_states,
+)
 
 
 def test_the_logistic_map_has_log_two():
@@ -91,3 +98,29 @@ def test_a_mask_leaves_padding_out_and_other_models_are_refused():
         torch.testing.assert_close(value, alone[name], atol=1e-5, rtol=1e-4)
     with pytest.raises(ValueError, match="no state-space mixer"):
         mamba_exponents(torch.nn.Linear(2, 2), {})
+
+
+@pytest.mark.parametrize("kind", [1, 2])
+def test_states_token_by_token_go_by_the_steps_and_twins_by_their_difference(kind):
+    model = _mamba(kind)
+    ids = torch.randint(40, (2, 10), generator=torch.Generator().manual_seed(1))
+    shape = (2, 10, 32, 4) if kind == 1 else (2, 10, 4, 1, 1)
+    decay = {name: value.exp().reshape(shape) for name, value in mamba_decays(model, {"input_ids": ids}).items()}
+    first = next(iter(decay))
+
+    def push(name, state, token):
+        return state + 1e-2 if name == first and token == 3 else state
+
+    ours, theirs = list(mamba_states(model, ids)), list(mamba_states(model, ids, push))
+    assert len(ours) == 10 and ours[0].keys() == decay.keys()
+    whole = model(input_ids=ids, use_cache=True).cache_params.layers[0].recurrent_states
+    whole = next(iter(whole.values())) if isinstance(whole, dict) else whole
+    torch.testing.assert_close(ours[-1][first], whole, atol=1e-5, rtol=1e-4)
+    for token in range(10):
+        apart = theirs[token][first] - ours[token][first]
+        expected = torch.full_like(apart, 1e-2) * decay[first][:, 4 : token + 1].prod(1) if token > 2 else 0 * apart
+        torch.testing.assert_close(apart, expected, atol=1e-6, rtol=1e-3)
+    coarse, fine = (mamba_drift(model, ids, bits)[first] for bits in (4, 12))
+    assert coarse.shape == (10, 2) and 0 < fine.max() < coarse.max() / 30 < 0.01
+    with pytest.raises(ValueError, match="no state-space mixer"):
+        next(mamba_states(torch.nn.Linear(2, 2), ids))
