@@ -10,6 +10,7 @@ from torch import Generator, nn
 
 from monochord.adapt.conformer_adapter import ConformerAdapter
 from monochord.adapt.levi import LayerEnsemble, PerLayer, feature_cache, pooled_states
+from monochord.adapt.lora import LoRA
 from monochord.adapt.nmtune import NMTune, NMTuneTerms, consistency, covariance, dominance, spectrum
 from monochord.core.capture import capture
 from monochord.core.fit import fit
@@ -139,8 +140,31 @@ def test_one_layer_without_a_side_is_the_usual_head_and_a_cache_is_the_same():
     model = zoo.build("bert").eval()
     ensemble = LayerEnsemble(model, "blocks.1:out", 3)
     cached = feature_cache(model, "blocks.1:out", [zoo.text_batch()])
-    torch.testing.assert_close(ensemble(**zoo.text_batch()), ensemble.heads[0](cached[:, 0]))
+    torch.testing.assert_close(ensemble(**zoo.text_batch()), ensemble.heads[0](cached))
     torch.testing.assert_close(ensemble(features=cached), ensemble(**zoo.text_batch()))
+
+
+def test_maps_are_pooled_in_cells_and_norms_come_before_heads():
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 6, 3)).eval()
+    ensemble = LayerEnsemble(model, "blocks.*:out", 3, cells=2, normalised=True)
+    assert ensemble.widths == [16, 24] and ensemble.norms[1].weight.shape == (24,)
+    x = torch.randn(5, 3, 9, 9, generator=Generator().manual_seed(0))
+    cached = feature_cache(model, "blocks.*:out", [{"input": x}], cells=2)
+    torch.testing.assert_close(ensemble(features=cached), ensemble(input=x))
+    corner = model[0](x)[:, 0, :4, :4].mean((1, 2))
+    torch.testing.assert_close(cached[:, 0], corner)
+    assert pooled_states(model, ["blocks.1:out"], {"input": x})[0].shape == (5, 6)
+    with pytest.raises(ValueError, match="cells=2 is for maps"):
+        pooled_states(zoo.build("bert"), ["blocks.1:out"], zoo.text_batch(), 2)
+
+
+def test_a_model_that_is_to_train_trains_with_the_heads():
+    model = zoo.build("bert").requires_grad_(False)
+    with LoRA(rank=2).attach(model) as tuned:
+        ensemble = LayerEnsemble(model, "blocks.*:out", 3, train_model=True)
+        before = [p.clone() for p in tuned.parameters()]
+        fit(ensemble, [BATCH], PerLayer(), steps=2, lr=1e-2, progress=False)
+        assert any(not torch.equal(p, old) for p, old in zip(tuned.parameters(), before, strict=True))
 
 
 def test_a_view_with_zero_weights_has_no_say():

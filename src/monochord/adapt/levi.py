@@ -28,7 +28,8 @@ class LayerEnsemble(nn.Module):
     view of the pretrained model alone. `adapter` is the map of the joined vectors to a prediction: its inner width, 0
     for a linear map. `combine` is how predictions become one: their "mean", the "last", or "learned" weights that sum
     to one. The pretrained model is frozen and runs without a graph; with `train_model=True` what has `requires_grad` in
-    it (such as an attached LoRA) trains too. States from `feature_cache` may be given as `features`.
+    it (such as an attached LoRA) trains too. Maps of pixels are pooled to `cells` by `cells`; `normalised` puts a norm
+    over each state. States from `feature_cache` may be given as `features`, (batch, sum of the states' widths).
     """
 
     def __init__(
@@ -42,6 +43,8 @@ class LayerEnsemble(nn.Module):
         adapter: int = 0,
         combine: str = "mean",
         train_model: bool = False,
+        normalised: bool = False,
+        cells: int = 1,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -50,12 +53,15 @@ class LayerEnsemble(nn.Module):
         if (side is None) != (side_width == 0):
             raise ValueError("give side and side_width together: how wide what the small model returns is")
         self._model = (model,)  # in a tuple: the pretrained model is read, not owned
+        self.tuned = model if train_model else None  # unless it is to train
         self.sites = [str(site) for pattern in _each(sites) for site in resolve(model, pattern)]
         self.side, self.combine, self.train_model = side, combine, train_model
-        widths = [width(model, resolve(model, site)[0]) for site in self.sites]
+        self.cells = cells
+        self.widths = [width(model, resolve(model, site)[0]) * cells**2 for site in self.sites]
         with torch.random.fork_rng():
             torch.manual_seed(seed)
-            self.heads = nn.ModuleList(_head(size + side_width, adapter, outputs) for size in widths)
+            self.heads = nn.ModuleList(_head(size + side_width, adapter, outputs) for size in self.widths)
+        self.norms = nn.ModuleList(nn.LayerNorm(size) if normalised else nn.Identity() for size in self.widths)
         self.mixture = nn.Parameter(torch.zeros(len(self.heads))) if combine == "learned" else None
         if not train_model:
             model.requires_grad_(False).eval()
@@ -72,11 +78,10 @@ class LayerEnsemble(nn.Module):
     def layers(self, features: Tensor | None = None, **inputs: Any) -> Tensor:
         """The prediction of every layer, (layers, batch, outputs)."""
         inputs.pop("labels", None)
-        states = list(features.unbind(1)) if features is not None else self.states(inputs)
+        states = torch.split(features, self.widths, -1) if features is not None else self.states(inputs)
         view = [] if self.side is None else [self.side(**inputs)]
-        return torch.stack(
-            [head(torch.cat([s.float(), *view], -1)) for head, s in zip(self.heads, states, strict=True)]
-        )
+        joined = (torch.cat([norm(s.float()), *view], -1) for norm, s in zip(self.norms, states, strict=True))
+        return torch.stack([head(vectors) for head, vectors in zip(self.heads, joined, strict=True)])
 
     def combined(self, predictions: Tensor) -> Tensor:
         """One prediction from those of the layers."""
@@ -84,9 +89,9 @@ class LayerEnsemble(nn.Module):
             return torch.einsum("l,lbo->bo", self.mixture.softmax(0), predictions)
         return predictions[-1] if self.combine == "last" else predictions.mean(0)
 
-    def states(self, inputs: Mapping[str, Any]) -> list[Tensor]:
+    def states(self, inputs: Mapping[str, Any]) -> Sequence[Tensor]:
         """The pretrained model's pooled states at the sites, (batch, d) each."""
-        return pooled_states(self.model, self.sites, inputs, graph=self.train_model)
+        return pooled_states(self.model, self.sites, inputs, self.cells, graph=self.train_model)
 
 
 class PerLayer(Objective):
@@ -108,27 +113,32 @@ class PerLayer(Objective):
         return Loss(total, {self.name: total.item()})
 
 
-def feature_cache(model: nn.Module, sites: str | Sequence[str], batches: Iterable[Any]) -> Tensor:
-    """The pooled states of frozen `model` over data, (examples, layers, d), for sites of one width."""
+def feature_cache(model: nn.Module, sites: str | Sequence[str], batches: Iterable[Any], cells: int = 1) -> Tensor:
+    """The pooled states of frozen `model` over data, site after site: (examples, sum of the states' widths)."""
     names = [str(site) for pattern in _each(sites) for site in resolve(model, pattern)]
-    rows = [torch.stack(pooled_states(model, names, as_batch(batch)), 1) for batch in batches]
+    rows = [torch.cat(pooled_states(model, names, as_batch(batch), cells), 1) for batch in batches]
     return torch.cat(rows)
 
 
 def pooled_states(
-    model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Any], *, graph: bool = False
+    model: nn.Module, sites: Sequence[str], inputs: Mapping[str, Any], cells: int = 1, *, graph: bool = False
 ) -> list[Tensor]:
-    """States at `sites` as (batch, d): means over real tokens, or over the pixels of a map."""
+    """States at `sites` as (batch, d): means over real tokens, or over the pixels of a map in `cells` by `cells` parts.
+
+    Raises `ValueError` for several cells where states are no maps.
+    """
     own = {name: value for name, value in inputs.items() if name != "labels"}
     with torch.set_grad_enabled(graph), capture(model, sites, keep_graph=graph) as states:
         model(**own)
-    return [_pooled(states, site, own.get("attention_mask")) for site in sites]
+    return [_pooled(states, site, own.get("attention_mask"), cells) for site in sites]
 
 
-def _pooled(states: Capture, site: str, mask: Tensor | None) -> Tensor:
+def _pooled(states: Capture, site: str, mask: Tensor | None, cells: int) -> Tensor:
     value: Tensor = states[site]
     if value.dim() == 4:
-        return value.mean((2, 3))
+        return nn.functional.adaptive_avg_pool2d(value, cells).flatten(1)
+    if cells != 1:
+        raise ValueError(f"cells={cells} is for maps of pixels, the state at {site} is {tuple(value.shape)}")
     if value.dim() == 2:
         return value
     if mask is None or mask.shape[1] != value.shape[1]:
