@@ -69,7 +69,7 @@ def test_a_set_for_pretraining_fine_tuning_and_what_comes_after():
 
 
 def test_errors_teach():
-    with pytest.raises(DataError, match="shade=0.5: give rates from 0 to 1 of texture and border"):
+    with pytest.raises(DataError, match=r"shade=0\.5: give rates from 0 to 1 of texture and border"):
         with_cues(things(5), 5, {"shade": 0.5})
     with pytest.raises(DataError, match="texture=2"):
         with_cues(things(5), 5, {"texture": 2})
