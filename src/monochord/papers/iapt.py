@@ -5,11 +5,15 @@ are asked of the same sentences (is it of a review, did a reporter write it: sen
 newspapers and tweets), the third of e-mails (wanted or spam); chance is 50 % for each. Four prompts a block that a
 generator writes from question and text are compared with prompts at the same places that are the same for all
 examples, with ten times as many of those, and with LoRA of as many weights. Controls: generators that read another
-example, the same text under the other question, or one token that is in all. Every arm takes the better of two
-learning rates, by validation; the loss compares the two words alone.
+example, the same text under the other question, or one token that is in all. Told but not judged: generators with ReLU,
+with the mean in place of attention's pooling, and with activations learnt in two stages on halves of the examples (at
+the lower rate, 300 steps more). Every arm takes the better of two learning rates, by validation; the loss compares the
+two words alone.
 
-What fails: with one instruction for all, generators end 4 points below fixed prompts, and decoding is 1.09 times as
-fast as LoRA's, not 1.1. Batches of 16 for 800 steps left IAPT 6 points behind LoRA; 32 for 600 brought it level.
+What fails: with one instruction for all, generators end 4 points below fixed prompts, not level with them. The mean in
+place of attention is lower with every seed (77.2 against 80.1 %), ReLU (78.7) and two stages (79.3) by no more than
+seeds differ. Decoding was 1.14 times as fast as LoRA's in this run and 1.09 in the one before. Batches of 16 for 800
+steps left IAPT 6 points behind LoRA; 32 for 600 brought it level.
 """
 
 from __future__ import annotations
@@ -29,19 +33,21 @@ import monochord as mc
 from monochord.adapt.instruction_prompts import InstructionPrompts, PromptGenerator, activations
 from monochord.adapt.lora import LoRA
 from monochord.core.attach import Placement
+from monochord.core.bilevel import Bilevel
 from monochord.core.forward import run
 from monochord.core.tuner import Tuner
 from monochord.data import Split
 from monochord.lab.paper import Paper, Role, Trial
-from monochord.lab.problem import Batch, Problem, Tried, copied
+from monochord.lab.problem import Batch, Problem, Tried, copied, gradient
 from monochord.objectives.prompt_classification import PromptClassification
 
 paper = Paper(
     "iapt",
     "Four soft tokens a block, written by a generator that reads the instruction, do more than forty fixed ones",
     uses=["monochord.adapt.instruction_prompts", "monochord.adapt.lora", "monochord.core.prompt",
-          "monochord.objectives.prompt_classification", "monochord.lab.problem"],
+          "monochord.core.bilevel", "monochord.objectives.prompt_classification", "monochord.lab.problem"],
     chance={"score": 0.5},
+    seeds=(0, 1, 2, 3, 4),
 )  # fmt: skip
 
 MODEL, STEPS, BATCH = "ladder-0.3m", 600, 32
@@ -66,25 +72,60 @@ class Static(InstructionPrompts):
             yield site, change
 
 
+@dataclass(frozen=True)
+class Settled(InstructionPrompts):
+    """Generators with activations that were learnt before and stay, a state a block."""
+
+    states: tuple[dict[str, Tensor], ...] = ()
+
+    def plan(self, model: nn.Module, generator: Generator) -> Iterator[Placement]:
+        states = iter(self.states)
+        for site, change in super().plan(model, generator):
+            if isinstance(change, PromptGenerator):
+                change.activation.load_state_dict(next(states))  # type: ignore[attr-defined]
+                change.activation.requires_grad_(False)  # type: ignore[attr-defined]
+            yield site, change
+
+
 TUNERS: dict[str, tuple[Role, Tuner, tuple[float, ...]]] = {
     "iapt": ("method", IAPT, RATES),
     "four fixed prompts": ("baseline", Static(4), FIXED_RATES),
     "forty fixed prompts": ("baseline", Static(40), FIXED_RATES),
     "lora": ("baseline", LORA, LORA_RATES),
     "one instruction": ("control", IAPT, FIXED_RATES),  # generators read the first token alone, the same in all
+    "relu": ("control", InstructionPrompts(4, bottleneck=4, activation="relu"), RATES),
+    "mean pooling": ("control", InstructionPrompts(4, bottleneck=4, pooling="mean"), RATES),
 }
 
 
 def _measured(name: str, trial: Trial) -> dict[str, Any]:
     (_, tuner, rates), problem = TUNERS[name], _problem(trial, opening_only=name == "one instruction")
-    own, steps = trial.pick(smoke=rates[:1], full=rates), trial.pick(smoke=1, full=STEPS)
-    tried = problem.best(lambda: tuner, own, steps, train_head=False)
+    tried = _best(tuner, rates, problem, trial)
     found = {**tried.measures(), "by_question": _right(tried.model, problem.test).reshape(-1, 3).mean(0)}
     return {**found, **_read(tried, problem)} if name == "iapt" else found
 
 
+def _best(tuner: Tuner, rates: Sequence[float], problem: Problem, trial: Trial) -> Tried:
+    own, steps = trial.pick(smoke=rates[:1], full=rates), trial.pick(smoke=1, full=STEPS)
+    return problem.best(lambda: tuner, own, steps, train_head=False)
+
+
 for _name, _values in TUNERS.items():
     paper.arm(_name, role=_values[0])(partial(_measured, _name))
+
+
+@paper.arm("activations in two stages", role="control")
+def two_stages(trial: Trial) -> dict[str, Any]:
+    """Activations learn above the generators, each from half of the batches, and the generators then anew."""
+    problem, model, steps = _problem(trial), copied(MODEL), trial.pick(smoke=1, full=STEPS // 2)
+    tuned = IAPT.attach(model, seed=trial.seed)
+    above = [p for activation in activations(tuned) for p in activation.parameters()]
+    halves = [_problem(trial, half=number).train["batch"] for number in (0, 1)]
+    update = Bilevel(gradient(RATES[0]), gradient(RATES[0]), above_parameters=above, held=halves[1])
+    mc.fit(model, halves[0], problem.objective, steps=steps, update=update, schedule="linear", warmup=0.1,
+           seed=trial.seed, progress=False, device="cpu")  # fmt: skip
+    states = tuple({n: v.clone() for n, v in a.state_dict().items()} for a in activations(tuned))
+    return _best(Settled(4, bottleneck=4, states=states), RATES, problem, trial).measures()
 
 
 def _read(tried: Tried, problem: Problem) -> dict[str, Any]:
@@ -209,8 +250,11 @@ def _(e, axes):
     axes.legend()
 
 
-def _problem(trial: Trial, opening_only: bool = False) -> Problem:
+def _problem(trial: Trial, opening_only: bool = False, half: int | None = None) -> Problem:
+    """`half` of the training examples, 0 or 1, or all of them."""
     rows, steps = _rows(trial, "train"), trial.pick(smoke=2, full=STEPS)
+    if half is not None:
+        rows = [row for i, row in enumerate(rows) if i // 3 % 2 == half]  # three questions stay together
     rng = np.random.default_rng(trial.seed)
     order = np.concatenate([rng.permutation(len(rows)) for _ in range(-(-steps * BATCH // len(rows)))])
     train = [_batch([rows[i] for i in part], opening_only) for part in order[: steps * BATCH].reshape(-1, BATCH)]
