@@ -1,13 +1,14 @@
 """Efficient Prompt Tuning by Multi-Space Projection and Prompt Fusion, May 19, 2024.
 
-MiniLM (22 million weights) tells the sentiment of tweets and spam from wanted mail, each from 24 tokens (accuracy; a
-fresh head trains beside every method). At equal numbers of trained weights: a prompt of 40 vectors; 8 vectors and
-low-rank changes of the embeddings (decomposed); and these with fusion and two projections under a gate. Controls: the
-gate fixed at even shares, and a prompt that attends to noise as long as the changes. Every arm takes the better of two
-rates, by validation.
+MiniLM (22 million weights) tells the sentiment of tweets and of sentences on films, and spam from wanted mail, each
+from 24 tokens (accuracy; a fresh head trains beside every method). At equal numbers of trained weights: a prompt of 40
+vectors; 8 vectors and low-rank changes of the embeddings (decomposed); and these with fusion and two projections under
+a gate. Controls: the gate fixed at even shares, and a prompt that attends to noise as long as the changes. Every arm
+takes the better of two rates, by validation.
 
-What fails: fusion. The two tasks are learnt to 0.87 to 0.89 by all, and what gains over the short prompt is the change
-of the embeddings (0.891 against 0.868), not the attention to it (0.885, with noise in its place 0.891).
+What fails: fusion's share. What gains over the short prompt (80.7 %, mean of three tasks) is the change of the
+embeddings (82.1); attention to it adds 0.2 points (82.3), which is less than seeds differ, and noise in its place as
+much and more (82.6). The long prompt has 80.3. With two tasks and three seeds the fused was below the decomposed.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ paper = Paper(
     uses=["monochord.adapt.prompt_fusion", "monochord.adapt.prompt_tokens", "monochord.core.position_delta",
           "monochord.core.prompt", "monochord.lab.problem"],
     chance={"accuracy": 0.5},
+    seeds=(0, 1, 2, 3, 4),
 )  # fmt: skip
 
 LONG, SHORT, TOKENS, WIDTH = 40, 8, 24, 384
 BUDGET = LONG * WIDTH
-RATES, TASKS = (1e-2, 3e-2), ("tweets", "spam")
+RATES, TASKS = (1e-2, 3e-2), ("tweets", "movies", "spam")
 FUSED = PromptFusion(SHORT, rank=13, positions=TOKENS, bottleneck=2, spaces=2, alpha=13.0)
 DECOMPOSED = PromptFusion(SHORT, rank=30, positions=TOKENS, spaces=0, fusion=False, alpha=30.0)
 
@@ -168,13 +170,13 @@ def _(e):
     return gain > 0 and rest <= gain / 2
 
 
-@paper.figure("Accuracy on two tasks")
+@paper.figure("Accuracy on three tasks")
 def _(e, axes):
     places = np.arange(len(METHODS))
     for i, task in enumerate(TASKS):
         found = [e[name][task] for name in METHODS]
         axes.barh(
-            places + 0.38 * (i - 0.5), [f.mean for f in found], 0.36, xerr=[f.interval.half_width for f in found],
+            places + 0.27 * (i - 1), [f.mean for f in found], 0.25, xerr=[f.interval.half_width for f in found],
             label=task,
         )  # fmt: skip
     axes.set(yticks=places, yticklabels=list(METHODS), xlabel="accuracy", xlim=(0.4, 1))
@@ -182,19 +184,19 @@ def _(e, axes):
 
 
 def _problem(trial: Trial, task: str) -> Problem:
-    data = mc.data("spam") if task == "spam" else _clear()
+    data = mc.data("spam") if task == "spam" else _clear(task)
     sizes = trial.pick(smoke=(16, 8, 8), full=(480, 160, 280))
     return classes("minilm", data, seed=trial.seed, train=sizes[0], validation=sizes[1], test=sizes[2],
                    max_length=TOKENS)  # fmt: skip
 
 
-def _clear() -> Dataset:
-    """Tweets of clear sentiment, 1 for positive."""
-    data = mc.data("sentiment-scores", source="tweets")
+def _clear(source: str) -> Dataset:
+    """Texts of clear sentiment, 1 for positive."""
+    data = mc.data("sentiment-scores", source=source)
     splits = {}
     for name, rows in data.splits.items():
         values = np.asarray(rows["value"])
         chosen = np.flatnonzero(np.abs(values) > 0.8)
         texts = [rows["text"][i] for i in chosen]
         splits[name] = mc.data.Split({"text": texts, "label": (values[chosen] > 0).astype(np.int64)})
-    return Dataset("tweets", "text-classification", splits, ("negative", "positive"))
+    return Dataset(source, "text-classification", splits, ("negative", "positive"))
