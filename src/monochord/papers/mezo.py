@@ -10,8 +10,8 @@ What fails, at this size: a hundred steps of Adam reach 0.87, a thousand of two 
 step); spam is told from a random start (0.72) or without the prompt (0.74) nearly as well, so that pretraining counts
 for little; the model untuned always says one of the two words, where accuracy itself has no slope; and of a net of four
 blocks Adam's step takes 2.8 times the memory. A larger model was tried: SmolLM2 tells whether a sentence praises a film
-in 0.66 untuned; 2000 steps of two passes on its last block come to 0.74 to 0.77 (three seeds; 2500 on another to 0.79),
-a hundred of Adam, and logistic regression, to 0.82, and on accuracy itself it then rises (0.69).
+in 0.66 untuned; 2000 steps of two passes on its last block come to 0.74 to 0.76 (three seeds; 2500 on seed 101 to
+0.79), a hundred of Adam, and logistic regression, to 0.82 there; on accuracy itself it then rises a little (0.69).
 """
 
 from __future__ import annotations
